@@ -1,0 +1,176 @@
+"""The app: its start and stop, its health, and what all its answers have in common."""
+
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
+from sqlalchemy import exc, literal
+from sqlmodel import select
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from db import ProbeDep, engine, logger, migrate, refuse_to_start
+from models import errors
+from routes import tasks
+
+MAX_BODY = 64 * 1024
+
+
+def cors_origins() -> list[str]:
+    origins = (os.environ.get("CORS_ORIGINS") or "http://localhost:3000").split(",")
+    origins = [origin.strip().rstrip("/") for origin in origins if origin.strip()]
+    for origin in origins:
+        if not re.fullmatch(r"https?://[\w.-]+(:\d+)?|https?://\[[\da-f:]+\](:\d+)?", origin):
+            refuse_to_start(f"CORS_ORIGINS has {origin!r}; it takes origins such as https://app.example.com")
+    return origins
+
+
+def one_line(error: exc.SQLAlchemyError) -> str:
+    return " ".join(str(getattr(error, "orig", error)).split())
+
+
+@asynccontextmanager
+async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    try:
+        migrate()
+    except exc.DBAPIError as error:
+        refuse_to_start(f"the database cannot be used: {one_line(error)}")
+    yield
+    engine.dispose()
+
+
+def operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+app = FastAPIOffline(
+    title="Todo API",
+    version="1.0.0",
+    lifespan=lifespan,
+    redirect_slashes=False,
+    generate_unique_id_function=operation_id,
+)
+app.include_router(tasks.router)
+
+
+class CommonGround:
+    """What all requests and answers have in common, wherever they go and come from."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if len(scope["path"]) > 1:
+            scope["path"] = scope["path"].removesuffix("/")
+        size = 0
+        answered = False
+
+        async def receive_within_limit() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise HTTPException(413, f"The request body is larger than {MAX_BODY} bytes")
+            return message
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = True
+                message["headers"].append((b"x-content-type-options", b"nosniff"))
+                if scope["path"].startswith("/api/"):
+                    message["headers"].append((b"cache-control", b"no-store"))
+            await send(message)
+
+        try:
+            await self.app(scope, receive_within_limit, send_with_headers)
+        except Exception:
+            # Here rather than in a handler of the app: that would answer from outside of the CORS
+            # middleware, and a browser would show the failure as a CORS error.
+            if answered:
+                raise
+            logger.exception("Unexpected error")
+            answer = error_answer(500, "Something went wrong on our side")
+            await answer(scope, receive, send_with_headers)
+
+
+app.add_middleware(CommonGround)
+app.add_middleware(
+    CORSMiddleware,
+    allow_origins=cors_origins(),
+    allow_credentials=True,
+    allow_methods=["*"],
+    allow_headers=["*"],
+    expose_headers=["Link", "Location", "Retry-After"],
+)
+
+ERROR_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    409: "conflict",
+    413: "body_too_large",
+    422: "validation_error",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "service_unavailable",
+}
+
+
+def error_answer(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    detail: list[dict[str, Any]] | None = None,
+) -> JSONResponse:
+    error = {"code": ERROR_CODES.get(status, "error"), "message": message}
+    return JSONResponse({"success": False, "error": error, "detail": detail or message}, status, headers)
+
+
+@app.exception_handler(AnyHTTPException)
+async def http_error(_request: Request, error: AnyHTTPException) -> JSONResponse:
+    return error_answer(error.status_code, error.detail, error.headers)
+
+
+@app.exception_handler(RequestValidationError)
+async def invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """What is wrong and where, without the input itself: it may be secret, huge or no JSON at all."""
+    detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
+    first = detail[0]
+    where = next(part for part in reversed(first["loc"]) if isinstance(part, str))
+    what = "Text cannot contain the NUL character" if "pattern" in first["type"] else first["msg"]
+    return error_answer(422, f"{where}: {what}", detail=detail)
+
+
+@app.exception_handler(exc.OperationalError)
+@app.exception_handler(exc.InterfaceError)
+@app.exception_handler(exc.TimeoutError)
+async def database_away(_request: Request, error: exc.SQLAlchemyError) -> JSONResponse:
+    logger.error("The database is away: %s", one_line(error))
+    return error_answer(503, "The database is not available at the moment", {"Retry-After": "5"})
+
+
+@app.get("/", tags=["service"])
+async def root() -> dict[str, str]:
+    """Where to look first."""
+    return {"message": "Todo API is running", "docs": "/docs"}
+
+
+@app.get("/health", tags=["service"], responses=errors(503))
+def health(session: ProbeDep) -> dict[str, str]:
+    """Whether the API can serve: it asks the database."""
+    session.exec(select(literal(1)))
+    return {"status": "ok"}

@@ -1,0 +1,53 @@
+"""A TCP proxy in front of the test database: it counts round trips, and can go quiet or away."""
+
+import socket
+import threading
+from contextlib import suppress
+
+
+class Wire:
+    def __init__(self, host: str, port: int) -> None:
+        self.target = (host, port)
+        self.trips = 0
+        self.flowing = threading.Event()
+        self.flowing.set()
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                far = socket.create_connection(self.target)
+                self.pairs.append((near, far))
+                turn = ["server"]
+                for source, sink, name in ((near, far, "client"), (far, near, "server")):
+                    threading.Thread(target=self.pump, args=(source, sink, name, turn), daemon=True).start()
+
+    def pump(self, source: socket.socket, sink: socket.socket, name: str, turn: list[str]) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if name == "client" and turn[0] == "server":
+                    self.trips += 1  # the client speaks after the server spoke
+                turn[0] = name
+                self.flowing.wait()
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Cut all connections and take no new ones: the server is away."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for ends in self.pairs:
+            for end in ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+        self.pairs.clear()
+
+    def mend(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self.accept, daemon=True).start()
