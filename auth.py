@@ -34,17 +34,19 @@ def shared_secret() -> str:
 
 def secret_of_new_env_file() -> str:
     path = ROOT / ".env"
-    example = (ROOT / ".env.example").read_text()
-    text = example.replace("BETTER_AUTH_SECRET=", f"BETTER_AUTH_SECRET={secrets.token_hex(32)}")
-    # Linked into place whole: of several workers one makes the file, and none reads half of it.
-    with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix=".env.") as draft:  # readable by us only
-        draft.write(text)
-        draft.flush()
-        try:
+    try:
+        text = (ROOT / ".env.example").read_text()
+        text = text.replace("BETTER_AUTH_SECRET=", f"BETTER_AUTH_SECRET={secrets.token_hex(32)}")
+        # Linked into place whole: of several workers one makes the file, and none reads half of it.
+        with tempfile.NamedTemporaryFile("w", dir=ROOT, prefix=".env.") as draft:  # for our eyes only
+            draft.write(text)
+            draft.flush()
             os.link(draft.name, path)
-            logger.info("Made .env from .env.example, with a fresh BETTER_AUTH_SECRET.")
-        except FileExistsError:
-            pass
+        logger.info("Made .env from .env.example, with a fresh BETTER_AUTH_SECRET.")
+    except FileExistsError:
+        pass
+    except OSError as error:
+        refuse_to_start(f"BETTER_AUTH_SECRET is not set, and .env cannot be made: {error}")
     secret = dotenv_values(path).get("BETTER_AUTH_SECRET")
     if not secret:
         refuse_to_start(

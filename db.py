@@ -32,8 +32,8 @@ logger = logging.getLogger("uvicorn.error")
 
 def refuse_to_start(reason: str) -> NoReturn:
     logger.critical("Not started: %s", reason)
-    sys.tracebacklimit = 0  # the line above says it all
-    sys.exit(3)  # the code that uvicorn's supervisor takes for final; on any other it tries for ever
+    sys.tracebacklimit = 0  # that line says it all
+    raise SystemExit(3) from None  # on any other code uvicorn's supervisor would try again for ever
 
 
 def environment() -> str:

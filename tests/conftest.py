@@ -65,7 +65,8 @@ if not POSTGRES:
 
 def pytest_unconfigure() -> None:
     db.engine.dispose()
-    if POSTGRES:
+    if wire:
+        wire.cut()
         administer(f"DROP DATABASE {NAME} WITH (FORCE)")
     else:
         for file in (path := Path(str(url.database))).parent.iterdir():

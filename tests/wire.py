@@ -34,9 +34,9 @@ class Wire:
                 turn[0] = name
                 self.flowing.wait()
                 sink.sendall(data)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+        source.close()
 
     def cut(self) -> None:
         """Cut all connections and take no new ones: the server is away."""

@@ -1,0 +1,226 @@
+"""Starting and stopping a real server, as a user would."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import anyio
+import pytest
+from dotenv import dotenv_values
+from sqlalchemy import exc
+
+import auth
+import db
+import main
+from tests.conftest import SECRET
+
+FILES = ["main.py", "models.py", "db.py", "auth.py", "routes", "migrations", "pyproject.toml", ".env.example"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """The project as a fresh clone has it: without .env and database."""
+    for name in FILES:
+        copy = shutil.copytree if (db.ROOT / name).is_dir() else shutil.copy
+        copy(db.ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+class Server:
+    def __init__(self, clone: Path, *arguments: str, **variables: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        names = ("DATABASE_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "CORS_ORIGINS", "ENVIRONMENT")
+        environment = {key: value for key, value in os.environ.items() if key not in names} | variables
+        port = self.url.rpartition(":")[2]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "main:app", "--port", port, *arguments],
+            cwd=clone,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def wait(self) -> None:
+        while self.process.poll() is None:
+            with suppress(OSError):
+                self.get("/health")
+                return
+            time.sleep(0.05)
+        pytest.fail(f"the server ended: {self.process.stdout and self.process.stdout.read()}")
+
+    def end(self) -> tuple[int, str]:
+        """Ask it to stop; returns its exit code and all it said."""
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, output
+
+
+@contextmanager
+def serving(clone: Path, *arguments: str, **variables: str) -> Iterator[Server]:
+    server = Server(clone, *arguments, **variables)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_the_first_start_needs_nothing_and_keeps_its_secret(clone: Path) -> None:
+    with serving(clone) as server:
+        assert "Todo API is running" in server.get("/")
+        code, output = server.end()
+    env = clone / ".env"
+    secret = dotenv_values(env)["BETTER_AUTH_SECRET"]
+    assert secret is not None
+    assert len(secret) >= 32
+    assert secret not in output
+    assert env.stat().st_mode & 0o777 == 0o600
+    assert sum("Made .env" in line for line in output.splitlines()) == 1
+    assert (clone / "todo.db").exists()
+    assert code in {0, -signal.SIGTERM}
+    assert "Application shutdown complete" in output
+
+    made = env.read_text()
+    with serving(clone) as server:
+        _, output = server.end()
+    assert env.read_text() == made
+    assert "Made .env" not in output
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_workers_that_start_together_agree(clone: Path, workers: int) -> None:
+    with serving(clone, "--workers", str(workers)) as server:
+        lines = iter(server.process.stdout or [])
+        seen: list[str] = []
+        while sum("Application startup complete" in line for line in seen) < workers:
+            seen.append(next(lines))
+        server.end()
+    assert sum("Made .env" in line for line in seen) == 1
+    assert not [line for line in seen if "ERROR" in line]
+
+
+REFUSALS = {
+    "environment": ({"ENVIRONMENT": "prod"}, "ENVIRONMENT"),
+    "no secret": ({"BETTER_AUTH_SECRET": ""}, "BETTER_AUTH_SECRET is not set"),
+    "short secret": ({"BETTER_AUTH_SECRET": "x7Kq" * 7}, "shorter than 32 bytes"),
+    "placeholder": ({"BETTER_AUTH_SECRET": "change-me-to-32-random-characters!"}, "placeholder"),
+    "one letter": ({"BETTER_AUTH_SECRET": "x" * 40}, "placeholder"),
+    "no database": ({"DATABASE_URL": ""}, "DATABASE_URL is not set"),
+    "no URL": ({"DATABASE_URL": "my database"}, "DATABASE_URL is not a database URL"),
+    "MySQL": ({"DATABASE_URL": "mysql://root@localhost/db"}, "only PostgreSQL and SQLite"),
+    "no such folder": ({"DATABASE_URL": "sqlite:////no/such/folder/x.db"}, "unable to open database file"),
+    "nobody listens": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/db"}, "database cannot be used"),
+    "unknown option": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/db?schema=public"}, "schema"),
+    "any origin": ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS"),
+    "no origin": ({"CORS_ORIGINS": "https://a.example,b.example"}, "CORS_ORIGINS has 'b.example'"),
+}
+
+FOUND_WHEN_CONNECTING = {"no such folder", "nobody listens", "unknown option"}
+
+
+@pytest.mark.parametrize(("variables", "reason"), REFUSALS.values(), ids=REFUSALS)
+def test_unsafe_settings_are_refused_in_one_line(clone: Path, variables: dict[str, str], reason: str) -> None:
+    safe = {"ENVIRONMENT": "production", "BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": "sqlite:///todo.db"}
+    server = Server(clone, **(safe | variables))
+    output, _ = server.process.communicate(timeout=30)
+    assert server.process.returncode == 3
+    refusals = [line for line in output.splitlines() if "Not started" in line]
+    assert len(refusals) == 1
+    assert reason in refusals[0]
+    assert "pa55" not in output
+    assert "Traceback" not in output
+    assert not (clone / ".env").exists()
+
+
+def refusal(check: Callable[[], object], caplog: pytest.LogCaptureFixture) -> str:
+    with pytest.raises(SystemExit) as end:
+        check()
+    assert end.value.code == 3
+    return caplog.messages[-1]
+
+
+@pytest.fixture(autouse=True)
+def full_tracebacks() -> Iterator[None]:
+    yield
+    if hasattr(sys, "tracebacklimit"):
+        del sys.tracebacklimit
+
+
+READERS = {
+    "ENVIRONMENT": db.environment,
+    "BETTER_AUTH_SECRET": auth.shared_secret,
+    "DATABASE_URL": db.database_url,
+    "CORS_ORIGINS": main.cors_origins,
+}
+
+
+@pytest.mark.parametrize("case", [case for case in REFUSALS if case not in FOUND_WHEN_CONNECTING])
+def test_staging_is_as_strict_as_production(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    variables, reason = REFUSALS[case]
+    ((name, value),) = variables.items()
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(db, "ENVIRONMENT", "staging")
+    monkeypatch.setattr(auth, "ENVIRONMENT", "staging")
+    assert reason in refusal(READERS[name], caplog)
+
+
+def test_a_safe_secret_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "ENVIRONMENT", "production")
+    assert auth.shared_secret() == SECRET
+
+
+def test_an_existing_env_file_is_never_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "")
+    monkeypatch.setattr(auth, "ROOT", tmp_path)
+    shutil.copy(db.ROOT / ".env.example", tmp_path)
+    (tmp_path / ".env").write_text("DATABASE_URL=\n")
+    assert "no BETTER_AUTH_SECRET in .env" in refusal(auth.shared_secret, caplog)
+    assert (tmp_path / ".env").read_text() == "DATABASE_URL=\n"
+
+
+def test_a_new_env_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "")
+    monkeypatch.setattr(auth, "ROOT", tmp_path)
+    shutil.copy(db.ROOT / ".env.example", tmp_path)
+    secret = auth.shared_secret()
+    assert len(bytes.fromhex(secret)) == 32
+    assert auth.shared_secret() == secret
+
+
+def test_a_database_out_of_reach_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable() -> None:
+        raise exc.OperationalError("connect", {}, Exception("no\nanswer"))
+
+    monkeypatch.setattr(main, "migrate", unreachable)
+    with pytest.raises(SystemExit, match="3"):
+        anyio.run(main.lifespan(main.app).__aenter__)
+    assert caplog.messages[-1] == "Not started: the database cannot be used: no answer"
+
+
+def test_a_folder_that_cannot_be_written_is_a_clear_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "")
+    monkeypatch.setattr(auth, "ROOT", tmp_path / "nowhere")
+    assert "cannot be made" in refusal(auth.shared_secret, caplog)
