@@ -1,19 +1,33 @@
-"""Who is calling: every request brings a signed token (JWT), and its `sub` claim is the user's id."""
+"""Who is calling: every request brings a signed token (JWT), and its `sub` claim is the user's id.
+
+The configuration alone decides whose tokens count. With BETTER_AUTH_URL they are those of that Better
+Auth server, verified with the public keys that it lists. Without, they are those signed with
+BETTER_AUTH_SECRET, among them those that the built-in accounts get in routes/auth.py.
+"""
 
 import os
 import re
 import secrets
 import tempfile
 import time
-from functools import lru_cache
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
+import anyio
 import jwt
+from cryptography.exceptions import InvalidKey
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from dotenv import dotenv_values
 from fastapi import Depends, HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import bindparam
+from sqlmodel import SQLModel, select
 
-from db import ENVIRONMENT, ROOT, logger, refuse_to_start
+import models  # noqa: F401  (fills the metadata)
+from db import ENVIRONMENT, ROOT, SessionDep, logger, refuse_to_start
+
+Claims = dict[str, Any]
 
 PLACEHOLDER = re.compile(r"change|replace|example|placeholder|your[-_ ]|better-auth-secret", re.IGNORECASE)
 
@@ -56,15 +70,98 @@ def secret_of_new_env_file() -> str:
     return secret
 
 
-SECRET = shared_secret()
+def better_auth_origin() -> str | None:
+    """The origin as Better Auth writes it into its tokens: no path, no default port, lower case."""
+    text = os.environ.get("BETTER_AUTH_URL")
+    if not text:
+        return None
+    try:
+        url = urlsplit(text.strip())
+        port = "" if url.port in (None, {"http": 80, "https": 443}.get(url.scheme)) else f":{url.port}"
+    except ValueError:
+        url, port = urlsplit(""), ""
+    rest = url.path.rstrip("/").removesuffix("/api/auth") + url.query + url.fragment
+    if url.scheme not in ("http", "https") or not url.hostname or rest or "@" in url.netloc:
+        refuse_to_start(f"BETTER_AUTH_URL is {text!r}, not an origin such as https://app.example.com")
+    host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+    return f"{url.scheme}://{host}{port}"
 
-# Said to the client: enough to find the mistake, nothing that the token's bearer does not know.
+
+class UnknownKeyError(jwt.InvalidTokenError):
+    pass
+
+
+class KeyRing:
+    """The public keys of a Better Auth server, fetched when a token needs one that is not here yet.
+
+    PyJWT's own client fetches, but is not asked to remember: it would forget all keys after a while even
+    if the server is away, and while the server hangs let requests wait for one time-out after the other.
+    """
+
+    ALGORITHMS = ("EdDSA", "ES256", "ES512", "PS256", "RS256")
+    REFRESH = 3600.0  # seconds after which a key that the server withdrew is forgotten
+    PAUSE = 10.0  # seconds to leave the server alone, once it had nothing for us
+    PATIENCE = 4.0
+
+    def __init__(self, origin: str) -> None:
+        self.client = jwt.PyJWKClient(f"{origin}/api/auth/jwks", cache_jwk_set=False, timeout=self.PATIENCE)
+        self.keys: dict[str, jwt.PyJWK] = {}
+        self.fresh_until = self.paused_until = 0.0
+        self.failed = False
+        self.fetching = anyio.Lock()
+        self.one_thread = anyio.CapacityLimiter(1)
+
+    async def key_for(self, token: str) -> jwt.PyJWK:
+        header = jwt.get_unverified_header(token)
+        if header.get("alg") not in self.ALGORITHMS:
+            raise jwt.InvalidAlgorithmError
+        kid = header.get("kid", "")
+        if self.wants(kid) and not (kid in self.keys and self.fetching.locked()):
+            async with self.fetching:  # a hundred who need a key wait for one answer
+                if self.wants(kid) and time.monotonic() > self.paused_until:
+                    await self.fetch(kid)
+        if kid in self.keys:
+            return self.keys[kid]
+        if self.failed:
+            raise HTTPException(503, "The sign-in server cannot be reached", {"Retry-After": "10"})
+        raise UnknownKeyError
+
+    def wants(self, kid: str) -> bool:
+        return kid not in self.keys or time.monotonic() > self.fresh_until
+
+    async def fetch(self, kid: str) -> None:
+        try:
+            with anyio.fail_after(self.PATIENCE):
+                listed = await anyio.to_thread.run_sync(
+                    self.client.fetch_data, abandon_on_cancel=True, limiter=self.one_thread
+                )
+            usable = jwt.PyJWKSet(listed["keys"]).keys if listed["keys"] else []
+            self.keys = {key.key_id: key for key in usable if key.key_id}
+            self.fresh_until = time.monotonic() + self.REFRESH
+            self.failed = False
+        except (jwt.PyJWTError, OSError, LookupError, TypeError, ValueError) as error:
+            logger.error("No keys from %s: %s", self.client.uri, error or type(error).__name__)
+            self.failed = True
+        # After a fetch that brought the key another may follow at once, so that a rotated key is taken on
+        # its first use. One that did not bring it may have been caused by anybody.
+        if self.failed or kid not in self.keys:
+            self.paused_until = time.monotonic() + self.PAUSE
+
+
+ORIGIN = better_auth_origin()
+key_ring = KeyRing(ORIGIN) if ORIGIN else None
+SECRET = "" if ORIGIN else shared_secret()
+LEEWAY = 5 if ORIGIN else 0  # seconds by which another machine's clock may differ
+
+# Said to the client: enough to find the mistake, nothing that who made the token does not know.
 REASONS: dict[type[jwt.InvalidTokenError], str] = {
     jwt.ExpiredSignatureError: "Token has expired",
     jwt.ImmatureSignatureError: "Token is not valid yet",
     jwt.InvalidAlgorithmError: "Token is signed with the wrong algorithm",
     jwt.InvalidAudienceError: "Token is for another audience",
+    jwt.InvalidIssuerError: "Token is from another issuer",
     jwt.MissingRequiredClaimError: "Token lacks a required claim",
+    UnknownKeyError: "Token is signed with an unknown key",
 }
 
 
@@ -72,11 +169,14 @@ def unauthorized(message: str) -> HTTPException:
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
-@lru_cache(maxsize=4096)
-def verified_claims(token: str) -> dict[str, Any]:
-    """The claims of a token, once its signature has proved them. Remembered: the check is the dearest
-    part of many a request. A token that fails is not remembered."""
-    claims = jwt.decode(token, SECRET, algorithms=["HS256"], options={"require": ["sub", "exp"]})
+async def verified_claims(token: str) -> Claims:
+    """The claims of a token, once its signature has proved them."""
+    if key_ring:
+        key = await key_ring.key_for(token)
+        rules: Any = {"algorithms": key_ring.ALGORITHMS, "issuer": ORIGIN, "audience": ORIGIN}
+        claims = jwt.decode(token, key, **rules, leeway=LEEWAY, options={"require": ["sub", "exp"]})
+    else:
+        claims = jwt.decode(token, SECRET, ["HS256"], leeway=LEEWAY, options={"require": ["sub", "exp"]})
     sub = claims["sub"]
     if not (sub.strip() and sub.isprintable() and len(sub) <= 255):
         raise jwt.DecodeError("sub is no user id")
@@ -85,29 +185,84 @@ def verified_claims(token: str) -> dict[str, Any]:
     return claims
 
 
+MAX_REMEMBERED = 4096
+remembered: dict[str, Claims] = {}  # a signature is the dearest part of a request to check, so once is enough
 bearer = HTTPBearer(auto_error=False, bearerFormat="JWT")
 
 
 async def current_claims(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> dict[str, Any]:
+) -> Claims:
     if credentials is None:
         raise unauthorized("Not authenticated")
     if len(request.headers.getlist("authorization")) > 1:
         raise unauthorized("More than one token")
-    try:
-        claims = verified_claims(credentials.credentials)
-    except jwt.InvalidTokenError as error:
-        raise unauthorized(REASONS.get(type(error), "Token is invalid")) from None
-    if claims["exp"] <= time.time():  # a remembered token may have expired since
+    token = credentials.credentials
+    claims = remembered.get(token)
+    if claims is None:
+        try:
+            claims = await verified_claims(token)
+        except jwt.InvalidTokenError as error:
+            raise unauthorized(REASONS.get(type(error), "Token is invalid")) from None
+        if len(remembered) >= MAX_REMEMBERED:
+            remembered.clear()
+        remembered[token] = claims
+    elif claims["exp"] + LEEWAY <= time.time():
         raise unauthorized(REASONS[jwt.ExpiredSignatureError])
     return claims
 
 
-CurrentClaims = Annotated[dict[str, Any], Depends(current_claims)]
+CurrentClaims = Annotated[Claims, Depends(current_claims)]
+
+# The built-in accounts: their passwords, and the tokens that they get.
+ISSUER = "todo-api"
+TOKEN_LIFETIME = 3600
+MEMORY_KIB, ITERATIONS = 19_456, 2  # what OWASP asks of Argon2id, and what each login makes of older hashes
+users = SQLModel.metadata.tables["users"]
+ACCOUNT = select(*users.c).where(users.c.id == bindparam("id"))
 
 
-async def current_owner(user_id: str, claims: CurrentClaims) -> str:
+def hash_password(password: str) -> str:
+    kdf = Argon2id(salt=os.urandom(16), length=32, memory_cost=MEMORY_KIB, iterations=ITERATIONS, lanes=1)
+    return kdf.derive_phc_encoded(password.encode())
+
+
+def password_matches(password: str, phc: str) -> bool:
+    try:
+        Argon2id.verify_phc_encoded(password.encode(), phc)
+    except InvalidKey:
+        return False
+    return True
+
+
+def is_outdated(phc: str) -> bool:
+    return f"$m={MEMORY_KIB},t={ITERATIONS},p=1$" not in phc
+
+
+def issue_token(user_id: str, generation: int) -> str:
+    issued = int(time.time())
+    claims = {"iss": ISSUER, "sub": user_id, "iat": issued, "exp": issued + TOKEN_LIFETIME}
+    return jwt.encode(claims | {"generation": generation}, SECRET, "HS256")
+
+
+async def current_account(claims: CurrentClaims, session: SessionDep) -> Any:
+    """The account of a token that our own login issued; None for a token from elsewhere, at no cost.
+
+    Signing out begins a new generation of the account's tokens, so one statement tells whether the
+    token still counts, in every worker and at once.
+    """
+    if claims.get("iss") != ISSUER:
+        return None
+    account = await run_in_threadpool(lambda: session.exec(ACCOUNT, params={"id": claims["sub"]}).first())
+    if account is None or account.token_generation != claims.get("generation"):
+        raise unauthorized("Token was signed out")
+    return account
+
+
+CurrentAccount = Annotated[Any, Depends(current_account)]
+
+
+async def current_owner(user_id: str, claims: CurrentClaims, _account: CurrentAccount) -> str:
     if claims["sub"] != user_id:
         raise HTTPException(403, "These tasks belong to another user")
     return user_id

@@ -12,13 +12,16 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from limits.errors import StorageError
 from sqlalchemy import exc, literal
 from sqlmodel import select
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from auth import ORIGIN
 from db import ProbeDep, engine, logger, migrate, refuse_to_start
 from models import errors
+from routes import auth as accounts
 from routes import tasks
 
 MAX_BODY = 64 * 1024
@@ -33,7 +36,7 @@ def cors_origins() -> list[str]:
     return origins
 
 
-def one_line(error: exc.SQLAlchemyError) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(getattr(error, "orig", error)).split())
 
 
@@ -59,6 +62,8 @@ app = FastAPIOffline(
     generate_unique_id_function=operation_id,
 )
 app.include_router(tasks.router)
+if not ORIGIN:
+    app.include_router(accounts.router)
 
 
 class CommonGround:
@@ -158,9 +163,11 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
 @app.exception_handler(exc.OperationalError)
 @app.exception_handler(exc.InterfaceError)
 @app.exception_handler(exc.TimeoutError)
-async def database_away(_request: Request, error: exc.SQLAlchemyError) -> JSONResponse:
-    logger.error("The database is away: %s", one_line(error))
-    return error_answer(503, "The database is not available at the moment", {"Retry-After": "5"})
+@app.exception_handler(StorageError)
+async def unavailable(_request: Request, error: Exception) -> JSONResponse:
+    logger.error("The database or the rate limits' storage is away: %s", one_line(error))
+    message = "The service is not available at the moment, try again soon"
+    return error_answer(503, message, {"Retry-After": "5"})
 
 
 @app.get("/", tags=["service"])

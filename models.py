@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import StrictBool, StringConstraints
+from pydantic import EmailStr, Secret, StrictBool, StringConstraints
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
@@ -16,6 +16,12 @@ Title = Annotated[
     ),
 ]
 Description = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
+Email = Annotated[EmailStr, StringConstraints(max_length=254, strip_whitespace=True, to_lower=True)]
+# Kept to the letter, blanks and all. A Secret shows in no log and no traceback.
+Password = Annotated[
+    Secret[Annotated[str, StringConstraints(min_length=8, max_length=128)]],
+    Field(schema_extra={"json_schema_extra": {"format": "password", "writeOnly": True}}),
+]
 
 
 def now() -> datetime:
@@ -66,6 +72,44 @@ class TaskPublic(SQLModel):
     completed: bool
     created_at: datetime
     updated_at: datetime
+
+
+class User(SQLModel, table=True):
+    """An account of the built-in login. Unused with Better Auth, whose own table is called `user`."""
+
+    __tablename__ = "users"
+
+    id: str = Field(primary_key=True, max_length=32)
+    email: str = Field(max_length=254, unique=True)  # in lower case
+    password_hash: str = Field(max_length=255)
+    token_generation: int = 0  # tokens of earlier generations are signed out
+    created_at: datetime
+
+
+class Credentials(SQLModel):
+    email: Email
+    password: Password
+
+
+class UserPublic(SQLModel):
+    id: str
+    email: str
+    created_at: datetime
+
+
+class Me(SQLModel):
+    """The user of a token; one from elsewhere has no account here, and says what it says."""
+
+    id: str
+    email: str | None
+    created_at: datetime | None
+
+
+class Login(SQLModel):
+    access_token: str
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105
+    expires_in: int
+    user: UserPublic
 
 
 class ErrorInfo(SQLModel):

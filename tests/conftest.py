@@ -49,6 +49,8 @@ os.environ |= {
     "BETTER_AUTH_URL": "",
     "CORS_ORIGINS": ORIGIN,
     "ENVIRONMENT": "development",
+    "AUTH_RATE_LIMIT": "",
+    "RATE_LIMIT_STORAGE": "",
 }
 
 import db  # noqa: E402

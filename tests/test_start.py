@@ -1,15 +1,9 @@
 """Starting and stopping a real server, as a user would."""
 
-import os
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -21,63 +15,12 @@ import auth
 import db
 import main
 from tests.conftest import SECRET
-
-FILES = ["main.py", "models.py", "db.py", "auth.py", "routes", "migrations", "pyproject.toml", ".env.example"]
+from tests.server import Server, copy_project, serving
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """The project as a fresh clone has it: without .env and database."""
-    for name in FILES:
-        copy = shutil.copytree if (db.ROOT / name).is_dir() else shutil.copy
-        copy(db.ROOT / name, tmp_path / name)
-    return tmp_path
-
-
-class Server:
-    def __init__(self, clone: Path, *arguments: str, **variables: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        names = ("DATABASE_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "CORS_ORIGINS", "ENVIRONMENT")
-        environment = {key: value for key, value in os.environ.items() if key not in names} | variables
-        port = self.url.rpartition(":")[2]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "main:app", "--port", port, *arguments],
-            cwd=clone,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-            return str(answer.read().decode())
-
-    def wait(self) -> None:
-        while self.process.poll() is None:
-            with suppress(OSError):
-                self.get("/health")
-                return
-            time.sleep(0.05)
-        pytest.fail(f"the server ended: {self.process.stdout and self.process.stdout.read()}")
-
-    def end(self) -> tuple[int, str]:
-        """Ask it to stop; returns its exit code and all it said."""
-        self.process.send_signal(signal.SIGTERM)
-        output, _ = self.process.communicate(timeout=30)
-        return self.process.returncode, output
-
-
-@contextmanager
-def serving(clone: Path, *arguments: str, **variables: str) -> Iterator[Server]:
-    server = Server(clone, *arguments, **variables)
-    try:
-        server.wait()
-        yield server
-    finally:
-        server.process.kill()
-        server.process.communicate()
+    return copy_project(tmp_path)
 
 
 def test_the_first_start_needs_nothing_and_keeps_its_secret(clone: Path) -> None:

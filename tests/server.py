@@ -1,0 +1,85 @@
+"""A real server of the project, as a user starts it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+import db
+
+VARIABLES = {"DATABASE_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "CORS_ORIGINS", "ENVIRONMENT"}
+VARIABLES |= {"AUTH_RATE_LIMIT", "RATE_LIMIT_STORAGE"}
+FILES = ["main.py", "models.py", "db.py", "auth.py", "routes", "migrations", "pyproject.toml", ".env.example"]
+
+
+def copy_project(folder: Path) -> Path:
+    """The project as a fresh clone has it: without .env and database."""
+    for name in FILES:
+        copy = shutil.copytree if (db.ROOT / name).is_dir() else shutil.copy
+        copy(db.ROOT / name, folder / name)
+    return folder
+
+
+class Server:
+    def __init__(self, clone: Path, *arguments: str, **variables: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+        environment |= variables
+        port = self.url.rpartition(":")[2]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "main:app", "--port", port, *arguments],
+            cwd=clone,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def status(self, path: str, headers: dict[str, str]) -> int:
+        request = urllib.request.Request(self.url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def wait(self) -> None:
+        while self.process.poll() is None:
+            with suppress(OSError):
+                self.get("/health")
+                return
+            time.sleep(0.05)
+        pytest.fail(f"the server ended: {self.process.stdout and self.process.stdout.read()}")
+
+    def end(self) -> tuple[int, str]:
+        """Ask it to stop; returns its exit code and all it said."""
+        self.process.send_signal(signal.SIGTERM)
+        output, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, output
+
+
+@contextmanager
+def serving(clone: Path, *arguments: str, **variables: str) -> Iterator[Server]:
+    server = Server(clone, *arguments, **variables)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.process.kill()
+        server.process.communicate()
