@@ -135,12 +135,12 @@ class KeyRing:
                 listed = await anyio.to_thread.run_sync(
                     self.client.fetch_data, abandon_on_cancel=True, limiter=self.one_thread
                 )
-            usable = jwt.PyJWKSet(listed["keys"]).keys if listed["keys"] else []
+            usable = jwt.PyJWKSet(listed["keys"]).keys if listed["keys"] != [] else []
             self.keys = {key.key_id: key for key in usable if key.key_id}
             self.fresh_until = time.monotonic() + self.REFRESH
             self.failed = False
-        except (jwt.PyJWTError, OSError, LookupError, TypeError, ValueError) as error:
-            logger.error("No keys from %s: %s", self.client.uri, error or type(error).__name__)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is not the caller's fault)
+            logger.error("No keys from %s: %r", self.client.uri, error)
             self.failed = True
         # After a fetch that brought the key another may follow at once, so that a rotated key is taken on
         # its first use. One that did not bring it may have been caused by anybody.

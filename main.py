@@ -61,9 +61,8 @@ app = FastAPIOffline(
     redirect_slashes=False,
     generate_unique_id_function=operation_id,
 )
-app.include_router(tasks.router)
-if not ORIGIN:
-    app.include_router(accounts.router)
+for router in (tasks.router,) if ORIGIN else (accounts.router, tasks.router):
+    app.include_router(router)
 
 
 class CommonGround:

@@ -9,11 +9,13 @@ from pathlib import Path
 import anyio
 import pytest
 from dotenv import dotenv_values
+from limits.storage import MemoryStorage
 from sqlalchemy import exc
 
 import auth
 import db
 import main
+from routes import auth as accounts
 from tests.conftest import SECRET
 from tests.server import Server, copy_project, serving
 
@@ -70,6 +72,8 @@ REFUSALS = {
     "nobody listens": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/db"}, "database cannot be used"),
     "unknown option": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/db?schema=public"}, "schema"),
     "any origin": ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS"),
+    "no limit": ({"AUTH_RATE_LIMIT": "a lot"}, "AUTH_RATE_LIMIT is not a limit"),
+    "unknown storage": ({"RATE_LIMIT_STORAGE": "floppy://a"}, "RATE_LIMIT_STORAGE cannot be used: unknown"),
     "no origin": ({"CORS_ORIGINS": "https://a.example,b.example"}, "CORS_ORIGINS has 'b.example'"),
 }
 
@@ -109,6 +113,8 @@ READERS = {
     "BETTER_AUTH_SECRET": auth.shared_secret,
     "DATABASE_URL": db.database_url,
     "CORS_ORIGINS": main.cors_origins,
+    "AUTH_RATE_LIMIT": accounts.rate_limit,
+    "RATE_LIMIT_STORAGE": accounts.rate_limit,
 }
 
 
@@ -122,6 +128,13 @@ def test_staging_is_as_strict_as_production(
     monkeypatch.setattr(db, "ENVIRONMENT", "staging")
     monkeypatch.setattr(auth, "ENVIRONMENT", "staging")
     assert reason in refusal(READERS[name], caplog)
+
+
+def test_a_storage_of_limits_that_is_away_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MemoryStorage, "check", lambda _: False)
+    assert "RATE_LIMIT_STORAGE cannot be reached" in refusal(accounts.rate_limit, caplog)
 
 
 def test_a_safe_secret_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
