@@ -55,13 +55,13 @@ def rate_limit() -> tuple[RateLimitItem, FixedWindowRateLimiter]:
         limit = parse(os.environ.get("AUTH_RATE_LIMIT") or "10/minute")
     except ValueError:
         refuse_to_start("AUTH_RATE_LIMIT is not a limit such as 10/minute.")
+    uri = os.environ.get("RATE_LIMIT_STORAGE") or "memory://"
     try:
-        uri = os.environ.get("RATE_LIMIT_STORAGE") or "memory://"
         storage = storage_from_string(uri, wrap_exceptions=True)
         if not storage.check():
             refuse_to_start("RATE_LIMIT_STORAGE cannot be reached.")
     except (ConfigurationError, StorageError, ValueError) as error:
-        refuse_to_start(f"RATE_LIMIT_STORAGE cannot be used: {error}")
+        refuse_to_start(f"RATE_LIMIT_STORAGE cannot be used: {str(error).replace(uri, 'its URI')}")
     return limit, FixedWindowRateLimiter(storage)
 
 
