@@ -18,7 +18,7 @@ import jwt
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from dotenv import dotenv_values
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import bindparam
@@ -187,7 +187,12 @@ async def verified_claims(token: str) -> Claims:
 
 MAX_REMEMBERED = 4096
 remembered: dict[str, Claims] = {}  # a signature is the dearest part of a request to check, so once is enough
-bearer = HTTPBearer(auto_error=False, bearerFormat="JWT")
+bearer = HTTPBearer(
+    auto_error=False,
+    bearerFormat="JWT",
+    scheme_name="token",
+    description="The `token` of Better Auth" if ORIGIN else "The `access_token` of `POST /api/auth/login`",
+)
 
 
 async def current_claims(
@@ -262,7 +267,10 @@ async def current_account(claims: CurrentClaims, session: SessionDep) -> Any:
 CurrentAccount = Annotated[Any, Depends(current_account)]
 
 
-async def current_owner(user_id: str, claims: CurrentClaims, _account: CurrentAccount) -> str:
+OwnerId = Annotated[str, Path(description="Your user's id: the `sub` of your token")]
+
+
+async def current_owner(user_id: OwnerId, claims: CurrentClaims, _account: CurrentAccount) -> str:
     if claims["sub"] != user_id:
         raise HTTPException(403, "These tasks belong to another user")
     return user_id

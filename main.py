@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from auth import ORIGIN
 from db import ProbeDep, engine, logger, migrate, refuse_to_start
-from models import errors
+from models import ERRORS, Health, Welcome, error_body, errors
 from routes import auth as accounts
 from routes import tasks
 
@@ -54,9 +54,33 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
+DESCRIPTION = """
+Tasks of many users, each of whom reaches only their own.
+
+**First steps, right here on this page:**
+1. **accounts**: `POST /api/auth/register` makes an account, `POST /api/auth/login` answers with an
+   `access_token` and your user's `id`.
+2. **Authorize**, at the top, takes the token.
+3. **tasks**: your `id` goes into the field `user_id`, and off you go.
+"""
+BETTER_AUTH_DESCRIPTION = f"""
+Tasks of many users, each of whom reaches only their own.
+
+**First steps:** sign in at {ORIGIN} and get a token with `authClient.token()`. **Authorize**, at the top,
+takes it. Your user's id goes into the field `user_id`.
+"""
+TAGS = [
+    {"name": "tasks", "description": "Make, find, change and delete your tasks"},
+    {"name": "service", "description": "Is it there, and is it well?"},
+]
+ACCOUNTS_TAG = {"name": "accounts", "description": "Sign up, log in, log out"}
+
 app = FastAPIOffline(
     title="Todo API",
     version="1.0.0",
+    description=BETTER_AUTH_DESCRIPTION if ORIGIN else DESCRIPTION,
+    openapi_tags=TAGS if ORIGIN else [ACCOUNTS_TAG, *TAGS],
+    swagger_ui_parameters={"persistAuthorization": True},  # the token survives a reload
     lifespan=lifespan,
     redirect_slashes=False,
     generate_unique_id_function=operation_id,
@@ -105,7 +129,7 @@ class CommonGround:
             if answered:
                 raise
             logger.exception("Unexpected error")
-            answer = error_answer(500, "Something went wrong on our side")
+            answer = error_answer(500, ERRORS[500][1])
             await answer(scope, receive, send_with_headers)
 
 
@@ -119,20 +143,6 @@ app.add_middleware(
     expose_headers=["Link", "Location", "Retry-After"],
 )
 
-ERROR_CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-    409: "conflict",
-    413: "body_too_large",
-    422: "validation_error",
-    429: "too_many_requests",
-    500: "internal_error",
-    503: "service_unavailable",
-}
-
 
 def error_answer(
     status: int,
@@ -140,8 +150,7 @@ def error_answer(
     headers: Mapping[str, str] | None = None,
     detail: list[dict[str, Any]] | None = None,
 ) -> JSONResponse:
-    error = {"code": ERROR_CODES.get(status, "error"), "message": message}
-    return JSONResponse({"success": False, "error": error, "detail": detail or message}, status, headers)
+    return JSONResponse(error_body(status, message, detail), status, headers)
 
 
 @app.exception_handler(AnyHTTPException)
@@ -165,18 +174,17 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
 @app.exception_handler(StorageError)
 async def unavailable(_request: Request, error: Exception) -> JSONResponse:
     logger.error("The database or the rate limits' storage is away: %s", one_line(error))
-    message = "The service is not available at the moment, try again soon"
-    return error_answer(503, message, {"Retry-After": "5"})
+    return error_answer(503, ERRORS[503][1], {"Retry-After": "5"})
 
 
-@app.get("/", tags=["service"])
-async def root() -> dict[str, str]:
+@app.get("/", tags=["service"], response_model=Welcome)
+async def root() -> Any:
     """Where to look first."""
     return {"message": "Todo API is running", "docs": "/docs"}
 
 
-@app.get("/health", tags=["service"], responses=errors(503))
-def health(session: ProbeDep) -> dict[str, str]:
-    """Whether the API can serve: it asks the database."""
+@app.get("/health", tags=["service"], response_model=Health, responses=errors(503))
+def health(session: ProbeDep) -> Any:
+    """Whether the API can serve. It asks the database, so 200 means that tasks can be read."""
     session.exec(select(literal(1)))
     return {"status": "ok"}

@@ -3,9 +3,18 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import EmailStr, Secret, StrictBool, StringConstraints
+from pydantic import EmailStr, JsonValue, Secret, StrictBool, StringConstraints
+from pydantic import Field as PydanticField
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
+
+MAX_INTEGER = 2**63 - 1  # as far as both databases count
+
+
+def shown(example: JsonValue, **limits: JsonValue) -> Any:
+    """What /docs shows of a value: an example, which can be sent as it is, and limits that always hold."""
+    return PydanticField(examples=[example], json_schema_extra=dict(limits))
+
 
 # PostgreSQL cannot store the NUL character, so neither database is offered it.
 # A title needs one character that is not blank: said in the pattern, so that clients can know.
@@ -14,14 +23,26 @@ Title = Annotated[
     StringConstraints(
         strip_whitespace=True, min_length=1, max_length=200, pattern=r"^[^\x00]*[^\x00\s][^\x00]*$"
     ),
+    shown("Water the plants"),
 ]
-Description = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
-Email = Annotated[EmailStr, StringConstraints(max_length=254, strip_whitespace=True, to_lower=True)]
+Description = Annotated[
+    str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$"), shown("The fern likes it wet.")
+]
+Email = Annotated[
+    EmailStr,
+    StringConstraints(max_length=254, strip_whitespace=True, to_lower=True),
+    shown("ann@example.com"),
+]
 # Kept to the letter, blanks and all. A Secret shows in no log and no traceback.
 Password = Annotated[
     Secret[Annotated[str, StringConstraints(min_length=8, max_length=128)]],
-    Field(schema_extra={"json_schema_extra": {"format": "password", "writeOnly": True}}),
+    shown("correct horse", format="password", writeOnly=True),
 ]
+
+# What goes out is described, not checked: a task is shown even if another program wrote it.
+Id = Annotated[int, shown(1, minimum=1, maximum=MAX_INTEGER)]
+UserId = Annotated[str, shown("4f1c0a92d86b47e39a5d2c61f0b8e374", minLength=1, maxLength=255)]
+Time = Annotated[datetime, shown("2026-11-21T09:17:45.214236Z")]
 
 
 def now() -> datetime:
@@ -50,28 +71,29 @@ class Task(SQLModel, table=True):
     updated_at: datetime = Field(default_factory=now)
 
 
-class TaskCreate(SQLModel):
-    title: Title
-    description: Description | None = None
-    completed: StrictBool = False
-
-
-class TaskUpdate(SQLModel):
-    # Only the fields that were sent count. Factories, because a plain default would show in the
-    # schema and tell generated clients that the field is always there.
-    title: Title = Field(default_factory=str)
+# Fields that may be left out have factories, because a plain default would stand in the schema, and
+# generated clients would take the field for one that is always there.
+class TaskOptions(SQLModel):
     description: Description | None = Field(default_factory=lambda: None)
     completed: StrictBool = Field(default_factory=bool)
 
 
+class TaskCreate(TaskOptions):
+    title: Title
+
+
+class TaskUpdate(TaskOptions):
+    title: Title = Field(default_factory=str)
+
+
 class TaskPublic(SQLModel):
-    id: int
-    user_id: str
-    title: str
-    description: str | None
+    id: Id
+    user_id: UserId
+    title: Annotated[str, shown("Water the plants", minLength=1, maxLength=200)]
+    description: Annotated[str | None, shown("The fern likes it wet.", maxLength=1000)]
     completed: bool
-    created_at: datetime
-    updated_at: datetime
+    created_at: Time
+    updated_at: Time
 
 
 class User(SQLModel, table=True):
@@ -92,24 +114,33 @@ class Credentials(SQLModel):
 
 
 class UserPublic(SQLModel):
-    id: str
-    email: str
-    created_at: datetime
+    id: UserId
+    email: Annotated[str, shown("ann@example.com", format="email")]
+    created_at: Time
 
 
 class Me(SQLModel):
-    """The user of a token; one from elsewhere has no account here, and says what it says."""
+    """The user of a token. With a token from elsewhere, email may be null and created_at is."""
 
-    id: str
-    email: str | None
-    created_at: datetime | None
+    id: UserId
+    email: Annotated[str | None, shown("ann@example.com")]
+    created_at: Time | None
 
 
 class Login(SQLModel):
-    access_token: str
+    access_token: Annotated[str, shown("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI0ZjFjIn0.c2lnbmF0dXJl")]
     token_type: Literal["bearer"] = "bearer"  # noqa: S105
-    expires_in: int
+    expires_in: Annotated[int, shown(3600, minimum=1)]
     user: UserPublic
+
+
+class Welcome(SQLModel):
+    message: Annotated[str, shown("Todo API is running")]
+    docs: Annotated[str, shown("/docs")]
+
+
+class Health(SQLModel):
+    status: Literal["ok"]
 
 
 class ErrorInfo(SQLModel):
@@ -126,11 +157,39 @@ class ErrorDetail(SQLModel):
 class ErrorAnswer(SQLModel):
     """The one shape of every error."""
 
-    success: Literal[False] = False
+    success: Literal[False]
     error: ErrorInfo
     detail: str | list[ErrorDetail]
 
 
+# The code of each error, and what it may say.
+ERRORS = {
+    400: ("bad_request", "There was an error parsing the body"),
+    401: ("unauthorized", "Not authenticated"),
+    403: ("forbidden", "These tasks belong to another user"),
+    404: ("not_found", "Task not found"),
+    405: ("method_not_allowed", "Method Not Allowed"),
+    409: ("conflict", "There is already an account with this e-mail address"),
+    413: ("body_too_large", "The request body is larger than 65536 bytes"),
+    422: ("validation_error", "title: Field required"),
+    429: ("too_many_requests", "Too many attempts, try again later"),
+    500: ("internal_error", "Something went wrong on our side"),
+    503: ("service_unavailable", "The service is not available at the moment, try again soon"),
+}
+
+
+def error_body(status: int, message: str, detail: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    code = ERRORS[status][0] if status in ERRORS else "error"
+    return {"success": False, "error": {"code": code, "message": message}, "detail": detail or message}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The error answers of an endpoint or a router, for its documentation."""
-    return {status: {"model": ErrorAnswer} for status in statuses}
+    """How an endpoint can fail, for its documentation."""
+    missing = [{"type": "missing", "loc": ["body", "title"], "msg": "Field required"}]
+    documented: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        message = ERRORS[status][1]
+        example = error_body(status, message, missing if status == 422 else None)
+        content = {"application/json": {"example": example}}
+        documented[status] = {"model": ErrorAnswer, "description": message, "content": content}
+    return documented

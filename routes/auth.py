@@ -29,7 +29,7 @@ from auth import (
 from db import SessionDep, refuse_to_start
 from models import Credentials, Login, Me, UserPublic, errors, now
 
-router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=errors(422, 500, 503))
+router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=errors(500, 503))
 
 REGISTER = insert(users).returning(*users.c)
 BY_EMAIL = select(*users.c).where(users.c.email == bindparam("address"))
@@ -79,14 +79,18 @@ def client_address(request: Request) -> str:
 
 
 @router.post(
-    "/register", status_code=201, response_model=UserPublic, dependencies=in_turn, responses=errors(409, 429)
+    "/register",
+    status_code=201,
+    response_model=UserPublic,
+    dependencies=in_turn,
+    responses=errors(400, 409, 413, 422, 429),
 )
 @router.post(
     "/signup",
     status_code=201,
     response_model=UserPublic,
     dependencies=in_turn,
-    responses=errors(409, 429),
+    responses=errors(400, 409, 413, 422, 429),
     operation_id="signup",
 )
 def register(credentials: Credentials, request: Request, session: SessionDep) -> Any:
@@ -105,7 +109,7 @@ def register(credentials: Credentials, request: Request, session: SessionDep) ->
         raise HTTPException(409, "There is already an account with this e-mail address") from None
 
 
-@router.post("/login", response_model=Login, dependencies=in_turn, responses=errors(401, 429))
+@router.post("/login", response_model=Login, dependencies=in_turn, responses=errors(400, 401, 413, 422, 429))
 def login(credentials: Credentials, request: Request, session: SessionDep) -> Any:
     """Get a token. It is good for an hour, or until you log out."""
     keys = [("client", client_address(request)), ("account", credentials.email)]

@@ -11,7 +11,7 @@ from sqlmodel import SQLModel, select
 
 from auth import CurrentOwner
 from db import SessionDep
-from models import TaskCreate, TaskPublic, TaskUpdate, errors, now
+from models import MAX_INTEGER, TaskCreate, TaskPublic, TaskUpdate, errors, now
 
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], responses=errors(401, 403, 422, 500, 503))
 
@@ -84,21 +84,36 @@ def the_one(rows: Result[Any]) -> Any:
     return row
 
 
-MAX_INTEGER = 2**63 - 1  # as far as the databases count
-TaskId = Annotated[int, Path(ge=1, le=MAX_INTEGER)]
+TaskId = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="The task's `id`", examples=[1])]
+Skip = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="How many tasks to leave out")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="How many tasks to list at most")]
+Completed = Annotated[bool | None, Query(description="Only completed tasks, or only others")]
+Search = Annotated[
+    str | None,
+    Query(max_length=200, pattern=r"^[^\x00]*$", description="Text in the title or the description"),
+]
+Order = Annotated[Sort, Query(description="What to sort by; `-` for descending")]
 
 
-@router.get("", response_model=list[TaskPublic])
+def documented_header(name: str, description: str) -> dict[str, Any]:
+    return {"headers": {name: {"description": description, "schema": {"type": "string"}}}}
+
+
+LINK = documented_header("Link", 'The next and the previous page, as `rel="next"` and `rel="prev"`')
+LOCATION = documented_header("Location", "Where the task is from now on")
+
+
+@router.get("", response_model=list[TaskPublic], responses={200: LINK})
 def list_tasks(
     user: CurrentOwner,
     session: SessionDep,
     request: Request,
     response: Response,
-    skip: Annotated[int, Query(ge=0, le=MAX_INTEGER)] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    completed: bool | None = None,
-    search: Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")] = None,
-    sort: Sort = "-created_at",
+    skip: Skip = 0,
+    limit: Limit = 100,
+    completed: Completed = None,
+    search: Search = None,
+    sort: Order = "-created_at",
 ) -> Any:
     """Your tasks, newest first. A `Link` header points to the next and the previous page."""
     statement = list_statement(sort, completed is not None, bool(search))
@@ -117,7 +132,7 @@ def list_tasks(
     return rows[:limit]
 
 
-@router.post("", response_model=TaskPublic, status_code=201)
+@router.post("", response_model=TaskPublic, status_code=201, responses=errors(400, 413) | {201: LOCATION})
 def create_task(
     user: CurrentOwner, session: SessionDep, task: TaskCreate, request: Request, response: Response
 ) -> Any:
