@@ -54,32 +54,31 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-DESCRIPTION = """
+WHERE_TOKENS_ARE = (
+    f"Sign in at {ORIGIN} and take a token from `authClient.token()`."
+    if ORIGIN
+    else "`POST /api/auth/register` makes an account; `POST /api/auth/login` answers with an `access_token`"
+    " and your user's `id`."
+)
+DESCRIPTION = f"""
 Tasks of many users, each of whom reaches only their own.
 
 **First steps, right here on this page:**
-1. **accounts**: `POST /api/auth/register` makes an account, `POST /api/auth/login` answers with an
-   `access_token` and your user's `id`.
+1. {WHERE_TOKENS_ARE}
 2. **Authorize**, at the top, takes the token.
-3. **tasks**: your `id` goes into the field `user_id`, and off you go.
-"""
-BETTER_AUTH_DESCRIPTION = f"""
-Tasks of many users, each of whom reaches only their own.
-
-**First steps:** sign in at {ORIGIN} and get a token with `authClient.token()`. **Authorize**, at the top,
-takes it. Your user's id goes into the field `user_id`.
+3. Your user's `id` goes into the field `user_id`, and off you go.
 """
 TAGS = [
+    {"name": "accounts", "description": "Sign up, log in, log out"},
     {"name": "tasks", "description": "Make, find, change and delete your tasks"},
     {"name": "service", "description": "Is it there, and is it well?"},
 ]
-ACCOUNTS_TAG = {"name": "accounts", "description": "Sign up, log in, log out"}
 
 app = FastAPIOffline(
     title="Todo API",
     version="1.0.0",
-    description=BETTER_AUTH_DESCRIPTION if ORIGIN else DESCRIPTION,
-    openapi_tags=TAGS if ORIGIN else [ACCOUNTS_TAG, *TAGS],
+    description=DESCRIPTION,
+    openapi_tags=TAGS,
     swagger_ui_parameters={"persistAuthorization": True},  # the token survives a reload
     lifespan=lifespan,
     redirect_slashes=False,
