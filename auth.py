@@ -29,7 +29,9 @@ from db import ENVIRONMENT, ROOT, SessionDep, logger, refuse_to_start
 
 Claims = dict[str, Any]
 
-PLACEHOLDER = re.compile(r"change|replace|example|placeholder|your[-_ ]|better-auth-secret", re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    r"change|replace|example|placeholder|your[-_ ]|better-auth-secret|^ssh-|^-----BEGIN", re.IGNORECASE
+)
 
 
 def shared_secret() -> str:
@@ -42,7 +44,7 @@ def shared_secret() -> str:
     if len(secret.encode()) < 32:
         refuse_to_start("BETTER_AUTH_SECRET is shorter than 32 bytes.")
     if PLACEHOLDER.search(secret) or len(set(secret)) < 8:
-        refuse_to_start("BETTER_AUTH_SECRET is a placeholder; make one with: openssl rand -hex 32")
+        refuse_to_start("BETTER_AUTH_SECRET is a placeholder or public; make one with: openssl rand -hex 32")
     return secret
 
 

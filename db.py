@@ -36,6 +36,13 @@ def refuse_to_start(reason: str) -> NoReturn:
     raise SystemExit(3) from None  # on any other code uvicorn's supervisor would try again for ever
 
 
+def read_env_file() -> None:
+    try:
+        load_dotenv(ROOT / ".env")  # the environment wins
+    except UnicodeDecodeError:
+        refuse_to_start(".env is not UTF-8 text (PowerShell's > writes UTF-16)")
+
+
 def environment() -> str:
     name = os.environ.get("ENVIRONMENT") or "development"
     if name not in ("development", "staging", "production"):
@@ -43,7 +50,7 @@ def environment() -> str:
     return name
 
 
-load_dotenv(ROOT / ".env")  # here, in the module that all others import; the environment wins
+read_env_file()  # here, in the module that all others import
 ENVIRONMENT = environment()
 
 
@@ -54,13 +61,16 @@ def database_url() -> URL:
         refuse_to_start(f"DATABASE_URL is not set, and ENVIRONMENT is {ENVIRONMENT}.")
     try:
         url = make_url(text or "sqlite:///todo.db")
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):
         refuse_to_start("DATABASE_URL is not a database URL: postgresql://user:password@host/name")
     backend = url.drivername.partition("+")[0]
     if backend == "sqlite":
+        if url.database in (None, "", ":memory:"):
+            refuse_to_start("DATABASE_URL names no file; in memory, each connection has tasks of its own.")
         return url.set(drivername="sqlite")
     if backend not in ("postgres", "postgresql"):
         refuse_to_start(f"DATABASE_URL names {backend!r}; only PostgreSQL and SQLite are supported.")
+    # The time-out is for the start; while requests wait, wait_for_postgres minds the time.
     libpq = {"client_encoding": "utf8", "connect_timeout": "10", "keepalives_idle": "30"}
     return url.set(drivername="postgresql+psycopg2").update_query_dict({**libpq, **url.query})
 
@@ -72,8 +82,9 @@ engine = create_engine(
     pool_size=POOL_SIZE,
     max_overflow=1,  # for /health, which must not queue behind the tasks
     pool_reset_on_return=None,  # nothing to roll back
-    skip_autocommit_rollback=True,
 )
+# The same engine and pool for requests alone, whose statements have less time than migrations.
+request_engine = engine.execution_options()
 
 if engine.dialect.name == "sqlite":
 
@@ -90,19 +101,28 @@ else:
     Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
     @event.listens_for(engine, "checkout")
-    def replace_if_closed(connection: Any, _record: object, _proxy: object) -> None:
+    def replace_if_closed(connection: Any, record: Any, _proxy: object) -> None:
         """A healthy idle connection has nothing to say; one that the server closed has its end to read."""
         with Selector() as selector:
             selector.register(connection, selectors.EVENT_READ)
-            if selector.select(0):
+            if selector.select(0) and record.info.get("was idle"):
                 raise exc.DisconnectionError("closed by the server while idle")
+        record.info["was idle"] = True
+
+    @event.listens_for(request_engine, "before_cursor_execute", retval=True)
+    def limit_time(
+        _c: object, _cursor: object, statement: str, parameters: Any, _context: object, _many: object
+    ) -> tuple[str, Any]:
+        """The server gives up a slow statement, such as one that waits for a lock, before we give up on it:
+        nothing goes on behind a 503. In one message, so for this statement alone and at no round trip."""
+        return f"SET LOCAL statement_timeout = {PATIENCE * 800:.0f}; {statement}", parameters
 
 
 unanswered_until = 0.0
 
 
 def wait_for_postgres(connection: Any) -> None:
-    """Wait for the answer to a statement, but not for ever: a frozen server never closes a connection."""
+    """Wait for the server, but not for ever: a frozen one does not even close its connections."""
     deadline = time.monotonic() + PATIENCE
     while (state := connection.poll()) != extensions.POLL_OK:
         with Selector() as selector:
@@ -118,7 +138,7 @@ async def get_session() -> AsyncIterator[Session]:
     # While the database does not answer, those who queue are told at once, not one PATIENCE after the other.
     if time.monotonic() < unanswered_until:
         raise exc.TimeoutError("the database did not answer a moment ago")
-    session = Session(engine)
+    session = Session(request_engine)
     try:
         yield session
     finally:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from alembic.util import CommandError
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -29,7 +30,7 @@ MAX_BODY = 64 * 1024
 
 def cors_origins() -> list[str]:
     origins = (os.environ.get("CORS_ORIGINS") or "http://localhost:3000").split(",")
-    origins = [origin.strip().rstrip("/") for origin in origins if origin.strip()]
+    origins = [origin.strip().rstrip("/").lower() for origin in origins if origin.strip()]
     for origin in origins:
         if not re.fullmatch(r"https?://[\w.-]+(:\d+)?|https?://\[[\da-f:]+\](:\d+)?", origin):
             refuse_to_start(f"CORS_ORIGINS has {origin!r}; it takes origins such as https://app.example.com")
@@ -37,14 +38,17 @@ def cors_origins() -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(getattr(error, "orig", error)).split())
+    """What went wrong, without the excerpt of the statement that PostgreSQL adds: data may stand in it."""
+    cause = getattr(error, "orig", error)
+    primary = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return " ".join((primary or str(cause)).split())
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     try:
         migrate()
-    except exc.DBAPIError as error:
+    except (exc.SQLAlchemyError, CommandError, ValueError) as error:
         refuse_to_start(f"the database cannot be used: {one_line(error)}")
     yield
     engine.dispose()
@@ -167,12 +171,14 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
     return error_answer(422, f"{where}: {what}", detail=detail)
 
 
-@app.exception_handler(exc.OperationalError)
-@app.exception_handler(exc.InterfaceError)
+@app.exception_handler(exc.DBAPIError)
 @app.exception_handler(exc.TimeoutError)
 @app.exception_handler(StorageError)
-async def unavailable(_request: Request, error: Exception) -> JSONResponse:
-    logger.error("The database or the rate limits' storage is away: %s", one_line(error))
+async def storage_error(_request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s: %s", type(error).__name__, one_line(error))
+    if isinstance(error, exc.ProgrammingError | exc.DataError | exc.IntegrityError | exc.NotSupportedError):
+        return error_answer(500, ERRORS[500][1])
+    # Away, overloaded, read-only or the like: not for ever.
     return error_answer(503, ERRORS[503][1], {"Retry-After": "5"})
 
 
@@ -182,6 +188,7 @@ async def root() -> Any:
     return {"message": "Todo API is running", "docs": "/docs"}
 
 
+@app.head("/health", include_in_schema=False)  # what uptime monitors like to send
 @app.get("/health", tags=["service"], response_model=Health, responses=errors(503))
 def health(session: ProbeDep) -> Any:
     """Whether the API can serve. It asks the database, so 200 means that tasks can be read."""

@@ -150,6 +150,19 @@ def test_a_page_is_a_walk_along_an_index(user: Caller, filtered: bool) -> None:
     assert "TEMP B-TREE" not in plan
 
 
+def test_errors_of_the_database_do_not_tell_the_data(
+    user: Caller, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = text("SELECT :owner || :task_id FROM nowhere")
+    monkeypatch.setattr(tasks, "GET", broken)
+    assert user("GET", "/1").status_code in {
+        500,
+        503,
+    }  # SQLite tells a missing table from a missing file by words
+    assert "nowhere" in caplog.text
+    assert user.user_id not in caplog.text
+
+
 @on_sqlite
 def test_sqlite_writes_ahead_and_waits_for_its_turn(user: Caller) -> None:
     user.make()
@@ -224,3 +237,43 @@ def test_a_database_that_is_frozen_is_not_waited_for(
     monkeypatch.undo()
     db.unanswered_until = 0.0
     assert user("GET").json() == [task]
+
+
+@on_postgres
+def test_a_statement_that_waits_for_a_lock_is_given_up_by_the_server_and_bothers_nobody(
+    user: Caller, stranger: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = user.make()
+    monkeypatch.setattr(db, "PATIENCE", 0.5)
+    with db.engine.connect() as other:
+        other.exec_driver_sql("BEGIN")
+        other.exec_driver_sql(f"SELECT 1 FROM tasks WHERE id = {task['id']} FOR UPDATE")
+        check_error(user("PATCH", f"/{task['id']}/complete"), 503, "service_unavailable")
+        assert stranger("GET").status_code == 200
+        assert user.client.get("/health").status_code == 200
+        other.exec_driver_sql("ROLLBACK")
+    assert user("GET", f"/{task['id']}").json() == task
+
+
+@on_postgres
+def test_a_read_only_database_is_a_503(user: Caller) -> None:
+    task = user.make()
+    administer(f"ALTER DATABASE {NAME} SET default_transaction_read_only = on")
+    db.engine.dispose()
+    try:
+        check_error(user("POST", json={"title": "x"}), 503, "service_unavailable")
+        assert user("GET").json() == [task]
+    finally:
+        administer(f"ALTER DATABASE {NAME} RESET default_transaction_read_only")
+        db.engine.dispose()
+
+
+@on_postgres
+@pytest.mark.usefixtures("client")
+def test_a_fresh_connection_is_not_taken_for_one_that_was_closed_while_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a server that hangs up on newcomers would be a 500: the pool gives up after two of them."""
+    db.engine.dispose()
+    monkeypatch.setattr(db.Selector, "select", lambda *_: [True])
+    db.engine.connect().close()

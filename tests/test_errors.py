@@ -160,6 +160,7 @@ def test_an_unexpected_failure_is_logged_and_says_nothing(
 AWAY = [
     exc.OperationalError("SELECT", {}, Exception(SECRET_WORDS)),
     exc.InterfaceError("SELECT", {}, Exception(SECRET_WORDS)),
+    exc.InternalError("UPDATE", {}, Exception(SECRET_WORDS)),
     exc.TimeoutError(SECRET_WORDS),
 ]
 
@@ -201,6 +202,7 @@ def test_the_service_says_that_it_runs(client: TestClient) -> None:
     assert client.get("/").json() == {"message": "Todo API is running", "docs": "/docs"}
     answer = client.get("/health")
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert client.head("/health").status_code == 200
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,9 +65,15 @@ REFUSALS = {
     "no secret": ({"BETTER_AUTH_SECRET": ""}, "BETTER_AUTH_SECRET is not set"),
     "short secret": ({"BETTER_AUTH_SECRET": "x7Kq" * 7}, "shorter than 32 bytes"),
     "placeholder": ({"BETTER_AUTH_SECRET": "change-me-to-32-random-characters!"}, "placeholder"),
+    "public key": (
+        {"BETTER_AUTH_SECRET": "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQC7"},
+        "placeholder or public",
+    ),
     "one letter": ({"BETTER_AUTH_SECRET": "x" * 40}, "placeholder"),
     "no database": ({"DATABASE_URL": ""}, "DATABASE_URL is not set"),
     "no URL": ({"DATABASE_URL": "my database"}, "DATABASE_URL is not a database URL"),
+    "in memory": ({"DATABASE_URL": "sqlite://"}, "DATABASE_URL names no file"),
+    "no port": ({"DATABASE_URL": "postgresql://u:pa55@h:port/db"}, "DATABASE_URL is not a database URL"),
     "MySQL": ({"DATABASE_URL": "mysql://root@localhost/db"}, "only PostgreSQL and SQLite"),
     "no such folder": ({"DATABASE_URL": "sqlite:////no/such/folder/x.db"}, "unable to open database file"),
     "nobody listens": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/db"}, "database cannot be used"),
@@ -106,6 +113,27 @@ def full_tracebacks() -> Iterator[None]:
     yield
     if hasattr(sys, "tracebacklimit"):
         del sys.tracebacklimit
+
+
+def test_an_env_file_that_is_no_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("DATABASE_URL=\n", encoding="utf-16")
+    monkeypatch.setattr(db, "ROOT", tmp_path)
+    assert ".env is not UTF-8 text" in refusal(db.read_env_file, caplog)
+
+
+def test_a_database_from_the_future_is_refused_in_one_line(clone: Path) -> None:
+    with serving(clone) as server:
+        server.end()
+    with sqlite3.connect(clone / "todo.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    server = Server(clone)
+    output, _ = server.process.communicate(timeout=30)
+    assert server.process.returncode == 3
+    assert "database cannot be used: Can't locate revision identified by '9999'" in output
+    assert "Traceback" not in output
 
 
 READERS = {
