@@ -10,7 +10,7 @@ import re
 import secrets
 import tempfile
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import anyio
@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from dotenv import dotenv_values
 from fastapi import Depends, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 from sqlalchemy import bindparam
 from sqlmodel import SQLModel, select
 
@@ -188,38 +189,42 @@ async def verified_claims(token: str) -> Claims:
 
 
 MAX_REMEMBERED = 4096
-remembered: dict[str, Claims] = {}  # a signature is the dearest part of a request to check, so once is enough
-bearer = HTTPBearer(
-    auto_error=False,
-    bearerFormat="JWT",
-    scheme_name="token",
-    description="The `token` of Better Auth" if ORIGIN else "The `access_token` of `POST /api/auth/login`",
-)
+remembered: dict[str, Claims] = {}  # to check a signature is dear, so once is enough
 
 
-async def current_claims(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> Claims:
-    if credentials is None:
-        raise unauthorized("Not authenticated")
-    if len(request.headers.getlist("authorization")) > 1:
-        raise unauthorized("More than one token")
-    token = credentials.credentials
-    claims = remembered.get(token)
-    if claims is None:
-        try:
-            claims = await verified_claims(token)
-        except jwt.InvalidTokenError as error:
-            raise unauthorized(REASONS.get(type(error), "Token is invalid")) from None
-        if len(remembered) >= MAX_REMEMBERED:
-            remembered.clear()
-        remembered[token] = claims
-    elif claims["exp"] + LEEWAY <= time.time():
-        raise unauthorized(REASONS[jwt.ExpiredSignatureError])
-    return claims
+class BearerToken(SecurityBase):
+    """What /docs asks for under "Authorize", and the claims of what a request brings."""
+
+    scheme_name = "token"
+    model = HTTPBearer(
+        bearerFormat="JWT",
+        description="The `token` of Better Auth"
+        if ORIGIN
+        else "The `access_token` of `POST /api/auth/login`",
+    )
+
+    async def __call__(self, request: Request) -> Claims:
+        headers = request.headers.getlist("authorization")
+        if len(headers) > 1:
+            raise unauthorized("More than one token")
+        scheme, _, token = headers[0].partition(" ") if headers else ("", "", "")
+        if scheme.lower() != "bearer":
+            raise unauthorized("Not authenticated")
+        claims = remembered.get(token)
+        if claims is None:
+            try:
+                claims = await verified_claims(token)
+            except jwt.InvalidTokenError as error:
+                raise unauthorized(REASONS.get(type(error), "Token is invalid")) from None
+            if len(remembered) >= MAX_REMEMBERED:
+                remembered.clear()
+            remembered[token] = claims
+        elif claims["exp"] + LEEWAY <= time.time():
+            raise unauthorized(REASONS[jwt.ExpiredSignatureError])
+        return claims
 
 
-CurrentClaims = Annotated[Claims, Depends(current_claims)]
+CurrentClaims = Annotated[Claims, Depends(BearerToken())]
 
 # The built-in accounts: their passwords, and the tokens that they get.
 ISSUER = "todo-api"
@@ -252,28 +257,35 @@ def issue_token(user_id: str, generation: int) -> str:
     return jwt.encode(claims | {"generation": generation}, SECRET, "HS256")
 
 
-async def current_account(claims: CurrentClaims, session: SessionDep) -> Any:
-    """The account of a token that our own login issued; None for a token from elsewhere, at no cost.
+class Visitor(NamedTuple):
+    """A user whose account is elsewhere."""
+
+    id: str
+    email: str | None
+    created_at: None = None
+
+
+async def current_user(claims: CurrentClaims, session: SessionDep) -> Any:
+    """The account of a token that our own login issued, or else, at no cost, what the token says.
 
     Signing out begins a new generation of the account's tokens, so one statement tells whether the
     token still counts, in every worker and at once.
     """
     if claims.get("iss") != ISSUER:
-        return None
+        email = claims.get("email")
+        return Visitor(claims["sub"], email if isinstance(email, str) else None)
     account = await run_in_threadpool(lambda: session.exec(ACCOUNT, params={"id": claims["sub"]}).first())
     if account is None or account.token_generation != claims.get("generation"):
         raise unauthorized("Token was signed out")
     return account
 
 
-CurrentAccount = Annotated[Any, Depends(current_account)]
-
-
+CurrentUser = Annotated[Any, Depends(current_user)]
 OwnerId = Annotated[str, Path(description="Your user's id: the `sub` of your token")]
 
 
-async def current_owner(user_id: OwnerId, claims: CurrentClaims, _account: CurrentAccount) -> str:
-    if claims["sub"] != user_id:
+async def current_owner(user_id: OwnerId, user: CurrentUser) -> str:
+    if user.id != user_id:
         raise HTTPException(403, "These tasks belong to another user")
     return user_id
 

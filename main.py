@@ -88,7 +88,7 @@ app = FastAPIOffline(
     redirect_slashes=False,
     generate_unique_id_function=operation_id,
 )
-for router in (tasks.router,) if ORIGIN else (accounts.router, tasks.router):
+for router in (tasks.router,) if ORIGIN else (tasks.router, accounts.router):
     app.include_router(router)
 
 

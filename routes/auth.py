@@ -17,8 +17,7 @@ from sqlmodel import select
 
 from auth import (
     TOKEN_LIFETIME,
-    CurrentAccount,
-    CurrentClaims,
+    CurrentUser,
     hash_password,
     is_outdated,
     issue_token,
@@ -129,15 +128,12 @@ def login(credentials: Credentials, request: Request, session: SessionDep) -> An
 
 
 @router.post("/logout", status_code=204, responses=errors(401))
-def logout(claims: CurrentClaims, _account: CurrentAccount, session: SessionDep) -> None:
+def logout(user: CurrentUser, session: SessionDep) -> None:
     """Sign out everywhere: no token that this login issued to you until now is accepted any more."""
-    session.exec(SIGN_OUT, params={"account_id": claims["sub"]})
+    session.exec(SIGN_OUT, params={"account_id": user.id})
 
 
 @router.get("/me", response_model=Me, responses=errors(401))
-def me(claims: CurrentClaims, account: CurrentAccount) -> Any:
+def me(user: CurrentUser) -> Any:
     """Who you are, as your token says."""
-    if account:
-        return account
-    email = claims.get("email")
-    return {"id": claims["sub"], "email": email if isinstance(email, str) else None, "created_at": None}
+    return user
