@@ -8,6 +8,7 @@ from pydantic import EmailStr, JsonValue, Secret, StrictBool, StringConstraints
 from pydantic import Field as PydanticField
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
+from typing_extensions import TypedDict
 
 MAX_INTEGER = 2**63 - 1  # as far as both databases count
 
@@ -89,7 +90,9 @@ class TaskUpdate(TaskOptions):
     title: Title = Field(default_factory=str)
 
 
-class TaskPublic(SQLModel):
+class TaskPublic(TypedDict):
+    """A dictionary made of a row: cheaper than an object, which counts in a list of a thousand."""
+
     id: Id
     user_id: UserId
     title: Annotated[str, shown("Water the plants", minLength=1, maxLength=200)]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
-from sqlalchemy import asc, bindparam, case, delete, desc, func, insert, not_, or_, update
+from sqlalchemy import Row, asc, bindparam, case, delete, desc, func, insert, not_, or_, update
 from sqlalchemy.engine import Result
 from sqlmodel import SQLModel, select
 
@@ -77,11 +77,15 @@ def substring_pattern(text: str) -> str:
     return f"%{text}%"
 
 
-def the_one(rows: Result[Any]) -> Any:
+def as_task(row: Row[Any]) -> dict[str, Any]:
+    return dict(zip(columns.keys(), row, strict=True))
+
+
+def the_one(rows: Result[Any]) -> dict[str, Any]:
     row = rows.first()
     if row is None:
         raise HTTPException(404, "Task not found")
-    return row
+    return as_task(row)
 
 
 TaskId = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="The task's `id`", examples=[1])]
@@ -129,7 +133,7 @@ def list_tasks(
             f'<{path}?{request.url.include_query_params(skip=start).query}>; rel="{rel}"'
             for rel, start in pages.items()
         )
-    return rows[:limit]
+    return [as_task(row) for row in rows[:limit]]
 
 
 @router.post("", response_model=TaskPublic, status_code=201, responses=errors(400, 413) | {201: LOCATION})
@@ -138,9 +142,9 @@ def create_task(
 ) -> Any:
     """Make a task. `Location` says where it is from now on."""
     times = dict.fromkeys(("created_at", "updated_at"), now())
-    row = the_one(session.exec(CREATE, params={"user_id": user, **task.model_dump(), **times}))
-    response.headers["Location"] = f"{quote(request.scope['path'])}/{row.id}"
-    return row
+    made = the_one(session.exec(CREATE, params={"user_id": user, **task.model_dump(), **times}))
+    response.headers["Location"] = f"{quote(request.scope['path'])}/{made['id']}"
+    return made
 
 
 @router.get("/{task_id}", response_model=TaskPublic, responses=errors(404))
