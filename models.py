@@ -77,16 +77,13 @@ class Task(SQLModel, table=True):
 
 # Fields that may be left out have factories, because a plain default would stand in the schema, and
 # generated clients would take the field for one that is always there.
-class TaskOptions(SQLModel):
-    description: Description | None = Field(default_factory=lambda: None)
-    completed: StrictBool = Field(default_factory=bool)
-
-
-class TaskCreate(TaskOptions):
+class TaskCreate(SQLModel):
     title: Title
+    description: Description | None = Field(default_factory=lambda: None)
+    completed: Annotated[StrictBool, shown(example=False)] = Field(default_factory=bool)
 
 
-class TaskUpdate(TaskOptions):
+class TaskUpdate(TaskCreate):
     title: Title = Field(default_factory=str)
 
 
@@ -97,7 +94,7 @@ class TaskPublic(TypedDict):
     user_id: UserId
     title: Annotated[str, shown("Water the plants", minLength=1, maxLength=200)]
     description: Annotated[str | None, shown("The fern likes it wet.", maxLength=1000)]
-    completed: bool
+    completed: Annotated[bool, shown(example=False)]
     created_at: Time
     updated_at: Time
 
