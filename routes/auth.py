@@ -78,19 +78,20 @@ def client_address(request: Request) -> str:
 
 
 @router.post(
-    "/register",
-    status_code=201,
-    response_model=UserPublic,
-    dependencies=in_turn,
-    responses=errors(400, 409, 413, 422, 429),
-)
-@router.post(
     "/signup",
     status_code=201,
     response_model=UserPublic,
     dependencies=in_turn,
     responses=errors(400, 409, 413, 422, 429),
+    summary="Sign Up",
     operation_id="signup",
+)
+@router.post(
+    "/register",
+    status_code=201,
+    response_model=UserPublic,
+    dependencies=in_turn,
+    responses=errors(400, 409, 413, 422, 429),
 )
 def register(credentials: Credentials, request: Request, session: SessionDep) -> Any:
     """Make an account. Then log in to get a token."""

@@ -153,10 +153,10 @@ def get_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> Any:
     return the_one(session.exec(GET, params={"owner": user, "task_id": task_id}))
 
 
-@router.put("/{task_id}", response_model=TaskPublic, responses=errors(400, 404, 413))
 @router.patch(
     "/{task_id}", response_model=TaskPublic, responses=errors(400, 404, 413), operation_id="patch_task"
 )
+@router.put("/{task_id}", response_model=TaskPublic, responses=errors(400, 404, 413))
 def update_task(user: CurrentOwner, session: SessionDep, task_id: TaskId, task: TaskUpdate) -> Any:
     """Change a task. Fields that you leave out stay as they are; `"description": null` clears it."""
     sent = task.model_dump(exclude_unset=True)
