@@ -194,5 +194,6 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         message = ERRORS[status][1]
         example = error_body(status, message, missing if status == 422 else None)
         content = {"application/json": {"example": example}}
-        documented[status] = {"model": ErrorAnswer, "description": message, "content": content}
+        description = "The request is not valid" if status == 422 else message
+        documented[status] = {"model": ErrorAnswer, "description": description, "content": content}
     return documented
