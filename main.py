@@ -26,6 +26,8 @@ from routes import auth as accounts
 from routes import tasks
 
 MAX_BODY = 64 * 1024
+# The pages /docs and /redoc talk to nobody else: ReDoc would fetch a logo from its maker.
+PAGES_POLICY = b"default-src 'self' 'unsafe-inline' data: blob:"
 
 
 def cors_origins() -> list[str]:
@@ -122,6 +124,8 @@ class CommonGround:
                 message["headers"].append((b"x-content-type-options", b"nosniff"))
                 if scope["path"].startswith("/api/"):
                     message["headers"].append((b"cache-control", b"no-store"))
+                else:
+                    message["headers"].append((b"content-security-policy", PAGES_POLICY))
             await send(message)
 
         try:
