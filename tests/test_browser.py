@@ -1,0 +1,307 @@
+"""What only a real browser tells: /docs and /redoc as somebody uses them, and CORS as Chromium enforces it.
+
+Headless Chromium is driven over the WebDriver protocol of its chromedriver: plain HTTP and JSON.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from tests.conftest import SECRET, token
+from tests.server import copy_project, serving
+
+CHROMIUM = shutil.which("chromium") or ""
+DRIVER = shutil.which("chromedriver") or ""
+SWITCHES = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+SWITCHES += [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1000",
+]
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # what WebDriver calls a reference to an element
+SELECT_ALL = "\ue009a\ue000"  # Ctrl+A, and Ctrl let go
+PATIENCE = 20.0
+COME_TO_REST = """
+const [element] = arguments
+element.scrollIntoView({block: 'center', behavior: 'instant'})
+let before
+const look = done => {
+  const now = element.getBoundingClientRect().top
+  if (now === before) return done()
+  before = now
+  setTimeout(look, 50, done)
+}
+return new Promise(look)
+"""
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs a browser: install chromium and chromedriver"
+)
+
+
+class Browser:
+    """A session of WebDriver: clicks and types as a user does, and reads what the browser logged."""
+
+    def __init__(self, driver: httpx2.Client, profile: Path) -> None:
+        self.driver = driver
+        options = {"binary": CHROMIUM, "args": [*SWITCHES, f"--user-data-dir={profile}"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        self.path = ""
+        session = self("POST", "/session", capabilities={"alwaysMatch": wanted})
+        self.path = f"/session/{session['sessionId']}"
+
+    def __call__(self, method: str, path: str, **body: object) -> Any:
+        answer = self.driver.request(method, self.path + path, json=body if method == "POST" else None)
+        value = answer.json()["value"]
+        assert answer.status_code == 200, value
+        return value
+
+    def open(self, url: str) -> None:
+        self("POST", "/url", url=url)
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What the script returns in the page; a promise is awaited."""
+        return self("POST", "/execute/sync", script=script, args=arguments)
+
+    def until(self, look: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while not (found := look()):
+            assert time.monotonic() < deadline, self.run("return document.body.innerText")
+            time.sleep(0.05)
+        return found
+
+    def find(self, selector: str) -> str:
+        """The element, once it is there."""
+
+        def look() -> Any:
+            return self("POST", "/elements", using="css selector", value=selector)
+
+        return str(self.until(look)[0][ELEMENT])
+
+    def click(self, selector: str) -> None:
+        element = self.find(selector)
+        self.run(COME_TO_REST, {ELEMENT: element})
+        self("POST", f"/element/{element}/click")
+
+    def paste(self, selector: str, text: str) -> None:
+        """In place of what is there."""
+        self("POST", f"/element/{self.find(selector)}/value", text=SELECT_ALL)
+        self("POST", "/goog/cdp/execute", cmd="Input.insertText", params={"text": text})
+
+    def text(self, selector: str) -> str:
+        return str(self("GET", f"/element/{self.find(selector)}/text"))
+
+    def complaints(self) -> list[str]:
+        """The errors on the console since the last look."""
+        entries = self("POST", "/se/log", type="browser")
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+
+    def hosts(self) -> set[str]:
+        """Whom the browser asked for anything since the last look; it may have refused to."""
+        entries = self("POST", "/se/log", type="performance")
+        events = [json.loads(entry["message"])["message"] for entry in entries]
+        asked, refused = {}, set()
+        for event in events:
+            if event["method"] == "Network.requestWillBeSent":
+                asked[event["params"]["requestId"]] = urlsplit(event["params"]["request"]["url"])
+            elif event["params"].get("blockedReason") == "csp":
+                refused.add(event["params"]["requestId"])
+        urls = [url for number, url in asked.items() if number not in refused]
+        return {url.netloc for url in urls if url.scheme in ("http", "https", "ws", "wss")}
+
+
+@contextmanager
+def driving(profile: Path) -> Iterator[Browser]:
+    command = [DRIVER, "--port=0"]
+    process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        lines = iter(process.stdout or [])
+        started = next((line for line in lines if "started successfully on port" in line), None)
+        assert started, "chromedriver ended"
+        port = started.split()[-1].strip(".")
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as driver:
+            browser = Browser(driver, profile)
+            try:
+                yield browser
+            finally:
+                browser("DELETE", "")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with ExitStack() as stack:
+        try:
+            browser = stack.enter_context(driving(tmp_path_factory.mktemp("profile")))
+        except AssertionError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"needs a browser that starts: {error}")
+        yield browser
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    return copy_project(tmp_path)
+
+
+@pytest.fixture
+def pages() -> Iterator[list[str]]:
+    """The origins of two frontends, which have blank pages. The API is told of the first."""
+
+    class Blank(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    frontends = [ThreadingHTTPServer(("127.0.0.1", 0), Blank) for _ in range(2)]
+    threads = [threading.Thread(target=frontend.serve_forever) for frontend in frontends]
+    for thread in threads:
+        thread.start()
+    yield [f"http://localhost:{frontend.server_port}" for frontend in frontends]
+    for frontend, thread in zip(frontends, threads, strict=True):
+        frontend.shutdown()
+        frontend.server_close()
+        thread.join()
+
+
+class Docs:
+    """The page /docs, and what somebody does there."""
+
+    def __init__(self, browser: Browser, url: str) -> None:
+        self.browser = browser
+        browser.open(f"{url}/docs")
+
+    def send(self, operation: str, **fields: str) -> tuple[int, Any]:
+        """Try an operation out, with the body that the page proposes; what the page shows of the answer."""
+        block = f"#operations-{operation} "
+        if not self.browser.run("return !!document.querySelector(arguments[0])", f"{block}.opblock-body"):
+            self.browser.click(f"{block}.opblock-summary-control")
+            self.browser.click(f"{block}.try-out__btn")
+        for name, value in fields.items():
+            self.browser.paste(f"{block}tr[data-param-name={name}] input", value)
+        shown = f"{block}.live-responses-table "
+        if self.browser.run("return !!document.querySelector(arguments[0])", shown):
+            self.browser.click(f"{block}.btn-clear")
+        self.browser.click(f"{block}.execute")
+        status = int(self.browser.text(f"{shown}tbody .response-col_status").split()[0])
+        return status, None if status == 204 else json.loads(self.browser.text(f"{shown}tbody pre code"))
+
+    def authorize(self, token: str) -> None:
+        self.browser.click(".auth-wrapper .authorize")
+        self.browser.paste(".dialog-ux input", token)
+        self.browser.click(".dialog-ux .auth-btn-wrapper .authorize")
+        self.browser.click(".dialog-ux .btn-done")
+
+
+def test_the_first_steps_can_be_taken_on_the_docs_page(browser: Browser, clone: Path) -> None:
+    with serving(clone) as server:
+        docs = Docs(browser, server.url)
+        assert docs.send("accounts-register")[0] == 201
+        status, login = docs.send("accounts-login")
+        assert status == 200
+        mine = {"user_id": login["user"]["id"]}
+        docs.authorize(login["access_token"])
+
+        status, made = docs.send("tasks-create_task", **mine)
+        assert status == 201
+        assert (made["user_id"], made["completed"]) == (mine["user_id"], False)
+        task = mine | {"task_id": str(made["id"])}
+        assert docs.send("tasks-list_tasks", **mine) == (200, [made])
+        browser.open("about:blank")
+        docs = Docs(browser, server.url)  # which has kept the token
+        status, toggled = docs.send("tasks-toggle_task", **task)
+        assert (status, toggled["completed"]) == (200, True)
+        assert docs.send("tasks-delete_task", **task) == (204, None)
+        assert docs.send("tasks-list_tasks", **mine) == (200, [])
+        assert docs.send("accounts-logout") == (204, None)
+        assert browser.complaints() == []
+        status, error = docs.send("tasks-list_tasks", **mine)
+    assert (status, error["error"]["message"]) == (401, "Token was signed out")
+    (complaint,) = browser.complaints()
+    assert "401" in complaint
+    assert browser.hosts() == {urlsplit(server.url).netloc}
+
+
+def test_redoc_shows_the_api_and_asks_nobody_else(browser: Browser, clone: Path) -> None:
+    with serving(clone) as server:
+        browser.open(f"{server.url}/redoc")
+        assert "Todo API" in browser.text("h1")
+        browser.find("[href='https://redocly.com/redoc/']")  # the last part of the page to be there
+        browser.find("#tag\\/tasks")
+    assert browser.hosts() == {urlsplit(server.url).netloc}
+    # ReDoc wants to show a logo of its maker's, from there; the page's policy refuses it.
+    assert not [complaint for complaint in browser.complaints() if "redoc/logo" not in complaint]
+
+
+FETCH = """
+const [url, method, token, body = null] = arguments
+const headers = {Authorization: `Bearer ${token}`, 'Content-Type': 'application/json'}
+const read = async answer => ({
+  status: answer.status,
+  location: answer.headers.get('Location'),
+  link: answer.headers.get('Link'),
+  json: answer.status === 204 ? null : await answer.json(),
+})
+return fetch(url, {method, headers, body: body && JSON.stringify(body)}).then(read, error => error.name)
+"""
+CALLS = {
+    "create": ("POST", "", {"title": "Water the plants"}, 201),
+    "create another": ("POST", "", {"title": "Feed the cat"}, 201),
+    "list": ("GET", "?limit=1", None, 200),
+    "put": ("PUT", "/1", {"title": "Water the fern"}, 200),
+    "toggle": ("PATCH", "/1/complete", None, 200),
+    "delete": ("DELETE", "/1", None, 204),
+    "not found": ("GET", "/1", None, 404),
+    "invalid": ("POST", "", {"title": ""}, 422),
+    "too large": ("POST", "", {"title": "x" * 100_000}, 413),
+}
+
+
+def test_cors_lets_the_listed_origin_read_every_answer(
+    browser: Browser, clone: Path, pages: list[str]
+) -> None:
+    with serving(clone, CORS_ORIGINS=pages[0], BETTER_AUTH_SECRET=SECRET) as server:
+        url = f"{server.url}/api/ann/tasks"
+        browser.open(pages[1])
+        for name, (method, path, body, _) in CALLS.items():
+            assert browser.run(FETCH, url + path, method, token("ann"), body) == "TypeError", name
+        assert browser.run(FETCH, url, "GET", "none") == "TypeError"
+
+        browser.open(pages[0])
+        answers = {}
+        for name, (method, path, body, status) in CALLS.items():
+            answers[name] = browser.run(FETCH, url + path, method, token("ann"), body)
+            assert answers[name]["status"] == status, name
+        answers["no token"] = browser.run(FETCH, url, "GET", "none")
+    assert answers["create"]["location"] == "/api/ann/tasks/1"
+    assert answers["list"]["link"] == '</api/ann/tasks?limit=1&skip=1>; rel="next"'
+    assert answers["list"]["json"] == [answers["create another"]["json"]]
+    assert answers["put"]["json"]["title"] == "Water the fern"
+    assert answers["toggle"]["json"]["completed"]
+    codes = {"no token": "unauthorized", "not found": "not_found", "invalid": "validation_error"}
+    for name, code in (codes | {"too large": "body_too_large"}).items():
+        assert answers[name]["json"]["error"]["code"] == code
