@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -30,10 +31,16 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 class Server:
+    stdout: IO[str] | int = subprocess.PIPE
+
     def __init__(self, clone: Path, *arguments: str, **variables: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{free_port()}"
         environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
         environment |= variables
         port = self.url.rpartition(":")[2]
@@ -42,7 +49,7 @@ class Server:
             cwd=clone,
             env=environment,
             text=True,
-            stdout=subprocess.PIPE,
+            stdout=self.stdout,
             stderr=subprocess.STDOUT,
         )
 

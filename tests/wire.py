@@ -1,7 +1,8 @@
-"""A TCP proxy in front of the test database: it counts round trips, and can go quiet or away."""
+"""A TCP proxy in front of the test database: it counts round trips, and can be slow, quiet or away."""
 
 import socket
 import threading
+import time
 from contextlib import suppress
 
 
@@ -9,6 +10,7 @@ class Wire:
     def __init__(self, host: str, port: int) -> None:
         self.target = (host, port)
         self.trips = 0
+        self.delay = 0.0  # seconds, each way
         self.flowing = threading.Event()
         self.flowing.set()
         self.pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -20,7 +22,11 @@ class Wire:
         with suppress(OSError):
             while True:
                 near, _ = self.listener.accept()
-                far = socket.create_connection(self.target)
+                try:
+                    far = socket.create_connection(self.target)
+                except OSError:  # the server is away, and may come back
+                    near.close()
+                    continue
                 self.pairs.append((near, far))
                 turn = ["server"]
                 for source, sink, name in ((near, far, "client"), (far, near, "server")):
@@ -32,6 +38,7 @@ class Wire:
                 if name == "client" and turn[0] == "server":
                     self.trips += 1  # the client speaks after the server spoke
                 turn[0] = name
+                time.sleep(self.delay)
                 self.flowing.wait()
                 sink.sendall(data)
         with suppress(OSError):

@@ -1,0 +1,234 @@
+"""What the fault tests share: PostgreSQL servers to be broken, and real servers of ours under load."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg2
+import pytest
+
+from tests.conftest import SECRET, Caller, check_error
+from tests.server import Server, copy_project, free_port
+
+BINARIES = os.pathsep.join(
+    [os.environ["PATH"], "/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+)
+# PostgreSQL and PgBouncer refuse to run as root.
+UNPRIVILEGED = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+SETTINGS = {"listen_addresses": "127.0.0.1", "max_connections": "60", "fsync": "off"}
+MOST_SECONDS = 12.0  # what nobody waits for longer, whatever the database does
+
+
+def binary(name: str) -> str:
+    path = shutil.which(name, path=BINARIES)
+    if path is None:
+        pytest.skip(f"needs {name}, which is not installed here")
+    return path
+
+
+def folder_of_postgres() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    if UNPRIVILEGED:
+        shutil.chown(folder, "postgres")
+    return folder
+
+
+def run(*command: object) -> None:
+    arguments = [*UNPRIVILEGED, *map(str, command)]
+    subprocess.run(arguments, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def until(done: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} seconds"
+        time.sleep(0.02)
+
+
+class Cluster:
+    """A PostgreSQL server of our own, and whatever can happen to one."""
+
+    def __init__(self, **settings: str) -> None:
+        self.folder = folder_of_postgres()
+        self.data = self.folder / "data"
+        self.port = free_port()
+        settings = SETTINGS | {"unix_socket_directories": str(self.folder)} | settings
+        self.options = " ".join(["-p", str(self.port), *(f"-c {k}={v}" for k, v in settings.items())])
+        self.pg_ctl = binary("pg_ctl")
+        run(
+            binary("initdb"),
+            "-D",
+            self.data,
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-N",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+        )
+
+    def start(self) -> None:
+        run(self.pg_ctl, "-D", self.data, "-w", "-l", self.folder / "log", "-o", self.options, "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        run(self.pg_ctl, "-D", self.data, "-w", "-m", mode, "stop")
+
+    def signal(self, number: int) -> None:
+        """To the postmaster first, so that it does not react to what happens to the others."""
+        postmaster = (self.data / "postmaster.pid").read_text().split()[0]
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True)
+        pairs = [line.split() for line in listed.stdout.splitlines()]
+        for pid in [postmaster, *(pid for pid, parent in pairs if parent == postmaster)]:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), number)
+
+    def connect(self, user: str = "postgres", database: str = "postgres") -> Any:
+        connection = psycopg2.connect(host="127.0.0.1", port=self.port, user=user, dbname=database)
+        connection.autocommit = True
+        return connection
+
+    def sql(self, statement: str) -> list[Any]:
+        connection = self.connect()
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        rows = cursor.fetchall() if cursor.description else []
+        connection.close()
+        return rows
+
+    def database(self, port: int | None = None) -> str:
+        """The URL of an empty database, owned by somebody who is no superuser."""
+        name = f"todo_{uuid.uuid4().hex[:8]}"
+        self.sql(f"CREATE DATABASE {name} OWNER app")
+        return f"postgresql://app@127.0.0.1:{port or self.port}/{name}"
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    cluster.start()
+    try:
+        cluster.sql("CREATE ROLE app LOGIN")
+        yield cluster
+    finally:
+        cluster.stop("immediate")
+        shutil.rmtree(cluster.folder)
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Cluster]:
+    with running(Cluster()) as cluster:
+        yield cluster
+
+
+class Service:
+    """A real server of ours, and its users."""
+
+    def __init__(self, server: Server, log: Path) -> None:
+        self.server, self.log = server, log
+        limits = httpx2.Limits(max_connections=None, keepalive_expiry=2)
+        self.client = httpx2.Client(base_url=server.url, timeout=60, limits=limits)
+
+    def user(self) -> Caller:
+        return Caller(self.client, uuid.uuid4().hex)  # type: ignore[arg-type]  # any client of this kind will do
+
+    def health(self) -> int:
+        answer = self.client.get("/health")
+        if answer.status_code != 200:
+            check_503(answer)
+        return int(answer.status_code)
+
+    def figure(self, name: str) -> int:
+        """Threads, or VmRSS in KiB."""
+        status = Path(f"/proc/{self.server.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
+
+
+def check_503(answer: Any) -> None:
+    check_error(answer, 503, "service_unavailable")
+    assert int(answer.headers["retry-after"]) > 0
+
+
+@contextmanager
+def service(url: str, *arguments: str) -> Iterator[Service]:
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
+
+        class Logged(Server):
+            stdout = log  # a pipe that nobody reads would stop it some day
+
+        clone = copy_project(Path(folder))
+        variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
+        server = Logged(clone, "--no-access-log", *arguments, **variables)
+        it = Service(server, clone / "log")
+        try:
+            server.wait()
+            yield it
+        finally:
+            it.client.close()
+            server.process.terminate()  # not killed, which its workers would survive
+            try:
+                server.process.wait(20)
+            finally:
+                server.process.kill()
+
+
+def at_once(count: int, action: Callable[[int], Any]) -> list[Any]:
+    """Let so many clients do it, all at the same moment."""
+    barrier = threading.Barrier(count)
+
+    def together(number: int) -> Any:
+        barrier.wait()
+        return action(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(together, range(count)))
+
+
+class Load:
+    """Clients who make tasks and list them, and remember what they were promised."""
+
+    def __init__(self, service: Service, clients: int = 4) -> None:
+        self.user = service.user()
+        self.made: set[int] = set()
+        self.answers: list[Any] = []
+        self.slowest = 0.0
+        self.going = True
+        self.pool = ThreadPoolExecutor(clients)
+        self.clients = [self.pool.submit(self.work) for _ in range(clients)]
+
+    def work(self) -> None:
+        while self.going:
+            for method, options in (("POST", {"json": {"title": "x"}}), ("GET", {"params": {"limit": 5}})):
+                began = time.monotonic()
+                answer = self.user(method, **options)
+                self.slowest = max(self.slowest, time.monotonic() - began)
+                self.answers.append(answer)
+                if answer.status_code == 201:
+                    self.made.add(answer.json()["id"])
+
+    def stop(self) -> None:
+        self.going = False
+        self.pool.shutdown()
+
+    def check(self) -> None:
+        """No task that was promised is missing, and no answer was wrong or late."""
+        for client in self.clients:
+            client.result()
+        for answer in self.answers:
+            if answer.status_code not in (200, 201):
+                check_503(answer)
+        assert self.slowest < MOST_SECONDS
+        kept: set[int] = set()
+        while page := self.user("GET", f"?limit=1000&skip={len(kept)}&sort=created_at").json():
+            kept |= {task["id"] for task in page}
+        assert self.made <= kept

@@ -1,0 +1,66 @@
+"""Many clients at the same moment, whatever the database and however many workers."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import Cluster, Service, at_once, service
+
+KINDS = [("sqlite", 1), ("sqlite", 4), ("postgresql", 1), ("postgresql", 4)]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def crowded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    kind, workers = request.param
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('data')}/todo.db"
+    else:
+        cluster: Cluster = request.getfixturevalue("cluster")
+        url = cluster.database()
+    with service(url, "--workers", str(workers)) as it:
+        yield it
+
+
+def codes(answers: list[Any]) -> Counter[int]:
+    return Counter(answer.status_code for answer in answers)
+
+
+def test_toggles_all_count(crowded: Service) -> None:
+    user = crowded.user()
+    task = user.make()
+    path = f"/{task['id']}/complete"
+    for times in (200, 1):
+        assert codes(at_once(times, lambda _: user("PATCH", path))) == {200: times}
+        assert user("GET", f"/{task['id']}").json()["completed"] is (times % 2 == 1)
+
+
+def test_creates_lose_and_double_nothing(crowded: Service) -> None:
+    user = crowded.user()
+    made = at_once(100, lambda client: [user.make(f"{client} {number}") for number in range(6)])
+    tasks = {task["id"]: task["title"] for some in made for task in some}
+    listed = user("GET", "?limit=1000").json()
+    assert len(listed) == len(tasks) == 600
+    assert {task["id"]: task["title"] for task in listed} == tasks
+
+
+def test_updates_of_different_fields_keep_both(crowded: Service) -> None:
+    user = crowded.user()
+    tasks = [user.make("old", description="old") for _ in range(20)]
+    changes: list[dict[str, object]] = [{"title": "new"}, {"description": "new"}, {"completed": True}]
+
+    def change(number: int) -> Any:
+        return user("PATCH", f"/{tasks[number // 3]['id']}", json=changes[number % 3])
+
+    assert codes(at_once(60, change)) == {200: 60}
+    for task in user("GET").json():
+        assert (task["title"], task["description"], task["completed"]) == ("new", "new", True)
+
+
+def test_deletes_delete_once(crowded: Service) -> None:
+    user = crowded.user()
+    task = user.make()
+    answers = at_once(30, lambda _: user("DELETE", f"/{task['id']}"))
+    assert codes(answers) == {204: 1, 404: 29}
+    assert user.titles() == []
