@@ -274,10 +274,10 @@ async def current_user(claims: CurrentClaims, session: SessionDep) -> Any:
     if claims.get("iss") != ISSUER:
         email = claims.get("email")
         return Visitor(claims["sub"], email if isinstance(email, str) else None)
-    account = await run_in_threadpool(lambda: session.exec(ACCOUNT, params={"id": claims["sub"]}).first())
-    if account is None or account.token_generation != claims.get("generation"):
+    accounts = await run_in_threadpool(session.exec, ACCOUNT, id=claims["sub"])
+    if not accounts or accounts[0].token_generation != claims.get("generation"):
         raise unauthorized("Token was signed out")
-    return account
+    return accounts[0]
 
 
 CurrentUser = Annotated[Any, Depends(current_user)]

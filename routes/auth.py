@@ -33,8 +33,13 @@ router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=errors(500, 
 REGISTER = insert(users).returning(*users.c)
 BY_EMAIL = select(*users.c).where(users.c.email == bindparam("address"))
 own_account = users.c.id == bindparam("account_id")
-REHASH = update(users).where(own_account).values(password_hash=bindparam("new_hash"))
-SIGN_OUT = update(users).where(own_account).values(token_generation=users.c.token_generation + 1)
+REHASH = update(users).where(own_account).values(password_hash=bindparam("new_hash")).returning(users.c.id)
+SIGN_OUT = (
+    update(users)
+    .where(own_account)
+    .values(token_generation=users.c.token_generation + 1)
+    .returning(users.c.id)
+)
 
 # Somebody's, so that an unknown address costs as much time as a wrong password.
 NOBODYS_HASH = hash_password(secrets.token_hex())
@@ -104,7 +109,7 @@ def register(credentials: Credentials, request: Request, session: SessionDep) ->
         "created_at": now(),
     }
     try:
-        return session.exec(REGISTER, params=account).one()
+        return session.exec(REGISTER, **account)[0]
     except exc.IntegrityError:
         raise HTTPException(409, "There is already an account with this e-mail address") from None
 
@@ -116,14 +121,14 @@ def login(credentials: Credentials, request: Request, session: SessionDep) -> An
     for key in keys:
         count_attempt("login", *key)
     password = credentials.password.get_secret_value()
-    account = session.exec(BY_EMAIL, params={"address": credentials.email}).first()
+    account = next(iter(session.exec(BY_EMAIL, address=credentials.email)), None)
     matches = password_matches(password, account.password_hash if account else NOBODYS_HASH)
     if account is None or not matches:
         raise unauthorized("Wrong e-mail address or password")
     for key in keys:
         limiter.hit(LIMIT, "login", *key, cost=-1)  # who knows the password was not guessing
     if is_outdated(account.password_hash):
-        session.exec(REHASH, params={"account_id": account.id, "new_hash": hash_password(password)})
+        session.exec(REHASH, account_id=account.id, new_hash=hash_password(password))
     token = issue_token(account.id, account.token_generation)
     return {"access_token": token, "expires_in": TOKEN_LIFETIME, "user": account}
 
@@ -131,7 +136,7 @@ def login(credentials: Credentials, request: Request, session: SessionDep) -> An
 @router.post("/logout", status_code=204, responses=errors(401))
 def logout(user: CurrentUser, session: SessionDep) -> None:
     """Sign out everywhere: no token that this login issued to you until now is accepted any more."""
-    session.exec(SIGN_OUT, params={"account_id": user.id})
+    session.exec(SIGN_OUT, account_id=user.id)
 
 
 @router.get("/me", response_model=Me, responses=errors(401))

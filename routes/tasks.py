@@ -1,12 +1,12 @@
 """The task endpoints. Each is one statement, and each statement touches the caller's own tasks only."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from sqlalchemy import Row, asc, bindparam, case, delete, desc, func, insert, not_, or_, update
-from sqlalchemy.engine import Result
 from sqlmodel import SQLModel, select
 
 from auth import CurrentOwner
@@ -51,7 +51,7 @@ TOGGLE = (
     .values(completed=not_(columns.completed), updated_at=update_time)
     .returning(*columns)
 )
-DELETE = delete(tasks).where(own_task)
+DELETE = delete(tasks).where(own_task).returning(*columns)
 
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 
@@ -81,11 +81,10 @@ def as_task(row: Row[Any]) -> dict[str, Any]:
     return dict(zip(columns.keys(), row, strict=True))
 
 
-def the_one(rows: Result[Any]) -> dict[str, Any]:
-    row = rows.first()
-    if row is None:
+def the_one(rows: Sequence[Row[Any]]) -> dict[str, Any]:
+    if not rows:
         raise HTTPException(404, "Task not found")
-    return as_task(row)
+    return as_task(rows[0])
 
 
 TaskId = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="The task's `id`", examples=[1])]
@@ -123,7 +122,7 @@ def list_tasks(
     statement = list_statement(sort, completed is not None, bool(search))
     values = {"owner": user, "skip": skip, "limit": limit + 1}  # one more tells whether there is more
     values |= {"only_completed": completed, "pattern": substring_pattern(search or "")}
-    rows = session.exec(statement, params=values).all()
+    rows = session.exec(statement, **values)
     pages = {"next": skip + limit} if len(rows) > limit else {}
     if skip:
         pages["prev"] = max(0, skip - limit)
@@ -142,7 +141,7 @@ def create_task(
 ) -> Any:
     """Make a task. `Location` says where it is from now on."""
     times = dict.fromkeys(("created_at", "updated_at"), now())
-    made = the_one(session.exec(CREATE, params={"user_id": user, **task.model_dump(), **times}))
+    made = the_one(session.exec(CREATE, user_id=user, **task.model_dump(), **times))
     response.headers["Location"] = f"{quote(request.scope['path'])}/{made['id']}"
     return made
 
@@ -150,7 +149,7 @@ def create_task(
 @router.get("/{task_id}", response_model=TaskPublic, responses=errors(404))
 def get_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> Any:
     """One of your tasks."""
-    return the_one(session.exec(GET, params={"owner": user, "task_id": task_id}))
+    return the_one(session.exec(GET, owner=user, task_id=task_id))
 
 
 @router.patch(
@@ -162,17 +161,16 @@ def update_task(user: CurrentOwner, session: SessionDep, task_id: TaskId, task: 
     sent = task.model_dump(exclude_unset=True)
     values = {f"new_{name}": sent.get(name) for name in updated}
     values |= {"keeps_description": "description" not in sent, "now": now()}
-    return the_one(session.exec(UPDATE, params={"owner": user, "task_id": task_id, **values}))
+    return the_one(session.exec(UPDATE, owner=user, task_id=task_id, **values))
 
 
 @router.delete("/{task_id}", status_code=204, responses=errors(404))
 def delete_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> None:
     """Delete a task, for good."""
-    if not session.exec(DELETE, params={"owner": user, "task_id": task_id}).rowcount:
-        raise HTTPException(404, "Task not found")
+    the_one(session.exec(DELETE, owner=user, task_id=task_id))
 
 
 @router.patch("/{task_id}/complete", response_model=TaskPublic, responses=errors(404))
 def toggle_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> Any:
     """Mark a task as completed, or as not completed if it was."""
-    return the_one(session.exec(TOGGLE, params={"owner": user, "task_id": task_id, "now": now()}))
+    return the_one(session.exec(TOGGLE, owner=user, task_id=task_id, now=now()))
