@@ -5,6 +5,7 @@ Auth server, verified with the public keys that it lists. Without, they are thos
 BETTER_AUTH_SECRET, among them those that the built-in accounts get in routes/auth.py.
 """
 
+import json
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ from fastapi import Depends, HTTPException, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
+from jwt.utils import base64url_decode
 from sqlalchemy import bindparam
 from sqlmodel import SQLModel, select
 
@@ -172,19 +174,28 @@ def unauthorized(message: str) -> HTTPException:
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
+def no_claim_twice(pairs: list[tuple[str, Any]]) -> Claims:
+    if len(dict(pairs)) < len(pairs):
+        raise jwt.DecodeError("of two claims of one name, programs differ in which one counts")
+    return dict(pairs)
+
+
 async def verified_claims(token: str) -> Claims:
     """The claims of a token, once its signature has proved them."""
+    if not re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]*", token, re.ASCII):
+        raise jwt.DecodeError("not three segments of base64url, without padding")
     if key_ring:
         key = await key_ring.key_for(token)
         rules: Any = {"algorithms": key_ring.ALGORITHMS, "issuer": ORIGIN, "audience": ORIGIN}
         claims = jwt.decode(token, key, **rules, leeway=LEEWAY, options={"require": ["sub", "exp"]})
     else:
         claims = jwt.decode(token, SECRET, ["HS256"], leeway=LEEWAY, options={"require": ["sub", "exp"]})
-    sub = claims["sub"]
+    json.loads(base64url_decode(token.split(".")[1]), object_pairs_hook=no_claim_twice)
+    sub, exp = claims["sub"], claims["exp"]
     if not (sub.strip() and sub.isprintable() and len(sub) <= 255):
         raise jwt.DecodeError("sub is no user id")
-    if not isinstance(claims["exp"], int | float):
-        raise jwt.DecodeError("exp is no number")
+    if not isinstance(exp, int | float) or exp > 1e11:
+        raise jwt.DecodeError("exp is no time, or one in thousands of years")
     return claims
 
 

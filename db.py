@@ -162,4 +162,5 @@ def migrate() -> None:
     """Bring the schema up to date; workers that start together take turns (see migrations/env.py)."""
     extensions.set_wait_callback(None)  # a migration may take longer than a request
     command.upgrade(Config(toml_file=ROOT / "pyproject.toml"), "head")
-    extensions.set_wait_callback(wait_for_postgres)
+    if engine.dialect.name == "postgresql":
+        extensions.set_wait_callback(wait_for_postgres)

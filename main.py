@@ -2,6 +2,9 @@
 
 import os
 import re
+import signal
+import sys
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -44,6 +47,17 @@ def one_line(error: Exception) -> str:
     cause = getattr(error, "orig", error)
     primary = getattr(getattr(cause, "diag", None), "message_primary", None)
     return " ".join((primary or str(cause)).split())
+
+
+def take_sigterm_for_a_success() -> None:
+    """uvicorn ends itself by the signal that it got, once all is finished: a crash, as its exit code says.
+    Unless there is a handler already, such as the one of a worker, whose supervisor minds the exit code."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+
+take_sigterm_for_a_success()
 
 
 @asynccontextmanager

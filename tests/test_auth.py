@@ -65,7 +65,10 @@ HOSTILE: dict[str, str] = {
     "100 KiB of it": token(filler="x" * 100_000)[:-3] + "abc",
     "100 KiB of anything": "x" * 100_000,
     "non-ASCII": "ü" + token(),
-    "padding": token() + "====",
+    "padding": token() + "=",
+    "more padding": token() + "====",
+    "a claim twice": signed(HS256, b'{"sub": "x", "sub": "someone", "exp": %d}' % SOON),
+    "a claim twice, deeper": signed(HS256, b'{"sub": "someone", "exp": %d, "a": {"b": 1, "b": 2}}' % SOON),
     "spaces inside": token().replace(".", " . "),
     "for another audience": token(aud="someone else"),
 }
@@ -82,7 +85,21 @@ OTHER: list[object] = [
     {"a": 1},
     None,
 ]
-TIMES: list[object] = [None, "", "soon", str(SOON), [SOON], {}, -1, 0, math.nan, math.inf, -1e308, True]
+TIMES: list[object] = [
+    None,
+    "",
+    "soon",
+    str(SOON),
+    [SOON],
+    {},
+    -1,
+    0,
+    math.nan,
+    math.inf,
+    -1e308,
+    1e308,
+    True,
+]
 SUBJECTS: list[object] = ["", " ", "\t", None, 1, True, [], ["someone"], {}, "a\x00b", "\ud800", "x" * 256]
 HOSTILE |= {f"alg {alg!r} unsigned": f"{segment({'alg': alg})}.{segment(GOOD)}." for alg in UNSIGNED}
 HOSTILE |= {f"alg {alg!r} signed": signed({"alg": alg}, GOOD) for alg in OTHER}

@@ -38,7 +38,7 @@ def test_the_first_start_needs_nothing_and_keeps_its_secret(clone: Path) -> None
     assert env.stat().st_mode & 0o777 == 0o600
     assert sum("Made .env" in line for line in output.splitlines()) == 1
     assert (clone / "todo.db").exists()
-    assert code in {0, -signal.SIGTERM}
+    assert code == 0
     assert "Application shutdown complete" in output
 
     made = env.read_text()
@@ -113,6 +113,20 @@ def full_tracebacks() -> Iterator[None]:
     yield
     if hasattr(sys, "tracebacklimit"):
         del sys.tracebacklimit
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_handler_of_sigterm_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, handler: signal.Handlers
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(signal, "getsignal", lambda _: handler)
+    monkeypatch.setattr(signal, "signal", lambda _, ours: given.append(ours))
+    main.take_sigterm_for_a_success()
+    assert len(given) == (handler is signal.SIG_DFL)
+    for ours in given:
+        with pytest.raises(SystemExit, match="0"):
+            ours(signal.SIGTERM, None)  # type: ignore[operator]
 
 
 def test_an_env_file_that_is_no_text_is_refused(

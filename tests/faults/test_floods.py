@@ -14,7 +14,7 @@ from tests.conftest import Caller
 from tests.faults.conftest import Cluster, Service, at_once, service
 from tests.wire import Wire
 
-MOST_MEMORY = 100 * 1024  # KiB that 300 clients may add
+MOST_MEMORY = 100 * 1024  # KiB that 500 clients may add
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def test_a_flood_with_a_slow_database(flooded: Service, wire: Wire) -> None:
             waited.append(time.monotonic() - began)
 
     def client(number: int) -> set[int]:
-        if number == 300:
+        if number == 500:
             ask_for_health()
             return set()
         return {user("POST", json={"title": "x"}).status_code, user("GET", "?limit=5").status_code}
 
     wire.delay = 0.025
     threading.Timer(2, over.set).start()
-    codes = at_once(301, client)
+    codes = at_once(501, client)
     wire.delay = 0
     assert set.union(*codes) == {201, 200}
     assert max(waited) < 3
