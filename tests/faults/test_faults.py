@@ -6,10 +6,8 @@ It is one server for all of these tests: none may need a restart, and none may l
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
 
-import psycopg2
 import pytest
 
 from tests.faults.conftest import MOST_SECONDS, Cluster, Load, Service, check_503, service, until
@@ -102,15 +100,11 @@ def hanging(_cluster: Cluster, wire: Wire) -> Iterator[None]:
 
 
 def out_of_connections(cluster: Cluster, _wire: Wire) -> Iterator[None]:
-    """Others have taken them all."""
-    taken: list[Any] = []
-    while not taken or cluster.sql(f"{KILL} AND datname <> 'postgres'"):
-        with suppress(psycopg2.OperationalError):
-            while True:
-                taken.append(cluster.connect("app"))
+    """The server has none left for us, and closes those that we have."""
+    cluster.sql("ALTER ROLE app CONNECTION LIMIT 0")
+    until(lambda: not cluster.sql(KILL))
     yield
-    for connection in taken:
-        connection.close()
+    cluster.sql("ALTER ROLE app CONNECTION LIMIT -1")
 
 
 @pytest.mark.parametrize(
