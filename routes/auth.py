@@ -82,22 +82,16 @@ def client_address(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-@router.post(
-    "/signup",
-    status_code=201,
-    response_model=UserPublic,
-    dependencies=in_turn,
-    responses=errors(400, 409, 413, 422, 429),
-    summary="Sign Up",
-    operation_id="signup",
-)
-@router.post(
-    "/register",
-    status_code=201,
-    response_model=UserPublic,
-    dependencies=in_turn,
-    responses=errors(400, 409, 413, 422, 429),
-)
+new_account: dict[str, Any] = {
+    "status_code": 201,
+    "response_model": UserPublic,
+    "dependencies": in_turn,
+    "responses": errors(400, 409, 413, 422, 429),
+}
+
+
+@router.post("/signup", **new_account, summary="Sign Up", operation_id="signup")
+@router.post("/register", **new_account)
 def register(credentials: Credentials, request: Request, session: SessionDep) -> Any:
     """Make an account. Then log in to get a token."""
     count_attempt("register", client_address(request))

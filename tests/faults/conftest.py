@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import SECRET, Caller, check_error
 from tests.server import Server, copy_project, free_port
+from tests.wire import Wire
 
 BINARIES = os.pathsep.join(
     [os.environ["PATH"], "/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
@@ -129,6 +130,13 @@ def running(cluster: Cluster) -> Iterator[Cluster]:
 def cluster() -> Iterator[Cluster]:
     with running(Cluster()) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def wire(cluster: Cluster) -> Iterator[Wire]:
+    wire = Wire("127.0.0.1", cluster.port)
+    yield wire
+    wire.cut()
 
 
 class Service:

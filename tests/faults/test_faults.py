@@ -17,13 +17,6 @@ KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '
 
 
 @pytest.fixture(scope="module")
-def wire(cluster: Cluster) -> Iterator[Wire]:
-    wire = Wire("127.0.0.1", cluster.port)
-    yield wire
-    wire.cut()
-
-
-@pytest.fixture(scope="module")
 def survivor(cluster: Cluster, wire: Wire) -> Iterator[Service]:
     with service(cluster.database(wire.port)) as it:
         yield it

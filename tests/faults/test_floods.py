@@ -18,13 +18,6 @@ MOST_MEMORY = 100 * 1024  # KiB that 500 clients may add
 
 
 @pytest.fixture(scope="module")
-def wire(cluster: Cluster) -> Iterator[Wire]:
-    wire = Wire("127.0.0.1", cluster.port)
-    yield wire
-    wire.cut()
-
-
-@pytest.fixture(scope="module")
 def flooded(cluster: Cluster, wire: Wire) -> Iterator[Service]:
     with service(cluster.database(wire.port)) as it:
         yield it
