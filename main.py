@@ -1,214 +1,158 @@
-"""The app: its start and stop, its health, and what all its answers have in common."""
+"""The Todo API. Start it with `uvicorn main:app`, and read on in routes/tasks.py."""
 
-import os
-import re
-import signal
-import sys
-import threading
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import lru_cache
 
-from alembic.util import CommandError
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+import anyio
+from fastapi import FastAPI, HTTPException, Response
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from limits.errors import StorageError
-from sqlalchemy import exc, literal
-from sqlmodel import select
-from starlette.exceptions import HTTPException as AnyHTTPException
+from sqlmodel import Session, select
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auth import ORIGIN
-from db import ProbeDep, engine, logger, migrate, refuse_to_start
-from models import ERRORS, Health, Welcome, error_body, errors
-from routes import auth as accounts
-from routes import tasks
-
-MAX_BODY = 64 * 1024
-# The pages /docs and /redoc talk to nobody else: ReDoc would fetch a logo from its maker.
-PAGES_POLICY = b"default-src 'self' 'unsafe-inline' data: blob:"
-
-
-def cors_origins() -> list[str]:
-    origins = (os.environ.get("CORS_ORIGINS") or "http://localhost:3000").split(",")
-    origins = [origin.strip().rstrip("/").lower() for origin in origins if origin.strip()]
-    for origin in origins:
-        if not re.fullmatch(r"https?://[\w.-]+(:\d+)?|https?://\[[\da-f:]+\](:\d+)?", origin):
-            refuse_to_start(f"CORS_ORIGINS has {origin!r}; it takes origins such as https://app.example.com")
-    return origins
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong, without the excerpt of the statement that PostgreSQL adds: data may stand in it."""
-    cause = getattr(error, "orig", error)
-    primary = getattr(getattr(cause, "diag", None), "message_primary", None)
-    return " ".join((primary or str(cause)).split())
-
-
-def take_sigterm_for_a_success() -> None:
-    """uvicorn ends itself by the signal that it got, once all is finished: a crash, as its exit code says.
-    Unless there is a handler already, such as the one of a worker, whose supervisor minds the exit code."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-
-
-take_sigterm_for_a_success()
+from auth import CORS_ORIGINS, ORIGIN, WHERE_TOKENS_ARE
+from db import engine, logger, migrate
+from models import Task
+from routes import auth, tasks
+from routes.errors import HANDLERS, can_fail, error_response
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    try:
-        migrate()
-    except (exc.SQLAlchemyError, CommandError, ValueError) as error:
-        refuse_to_start(f"the database cannot be used: {one_line(error)}")
+    migrate()
+    logger.info("Tokens: %s", f"of {ORIGIN}" if ORIGIN else "signed with BETTER_AUTH_SECRET")
     yield
     engine.dispose()
 
 
-def operation_id(route: APIRoute) -> str:
-    return route.name
-
-
-WHERE_TOKENS_ARE = (
-    f"Sign in at {ORIGIN} and take a token from `authClient.token()`."
-    if ORIGIN
-    else "`POST /api/auth/register` makes an account; `POST /api/auth/login` answers with an `access_token`"
-    " and your user's `id`."
-)
-DESCRIPTION = f"""
-Tasks of many users, each of whom reaches only their own.
-
-**First steps, right here on this page:**
-1. {WHERE_TOKENS_ARE}
-2. **Authorize**, at the top, takes the token.
-3. Your user's `id` goes into the field `user_id`, and off you go.
-"""
-TAGS = [
-    {"name": "accounts", "description": "Sign up, log in, log out"},
-    {"name": "tasks", "description": "Make, find, change and delete your tasks"},
-    {"name": "service", "description": "Is it there, and is it well?"},
-]
-
-app = FastAPIOffline(
+app = FastAPIOffline(  # FastAPI, whose /docs need no other server
     title="Todo API",
     version="1.0.0",
-    description=DESCRIPTION,
-    openapi_tags=TAGS,
+    description=f"""Tasks of many users, each of whom reaches only their own. First steps, right here:
+1. {WHERE_TOKENS_ARE}
+2. **Authorize**, on this page, takes the token.
+3. *Whose token is this?* tells your user's id. Put it into the field user_id.
+""",
     swagger_ui_parameters={"persistAuthorization": True},  # the token survives a reload
     lifespan=lifespan,
-    redirect_slashes=False,
-    generate_unique_id_function=operation_id,
+    exception_handlers=HANDLERS,
+    generate_unique_id_function=lambda route: route.name,  # what generated clients call the endpoint
 )
-for router in (tasks.router,) if ORIGIN else (tasks.router, accounts.router):
-    app.include_router(router)
+app.include_router(tasks.router)
+app.include_router(auth.router)
+if not ORIGIN:
+    app.include_router(auth.accounts)
 
 
-class CommonGround:
-    """What all requests and answers have in common, wherever they go and come from."""
+@app.get("/", tags=["service"], summary="Is it running?")
+async def root() -> dict[str, str]:
+    return {"message": "Todo API is running", "docs": "/docs"}
+
+
+def ask_database() -> None:
+    with Session(engine) as session:
+        session.exec(select(Task.id).limit(1)).first()
+
+
+class Health:  # the last result, shared by all who ask
+    checking = anyio.Lock()
+    known_until = 0.0
+    good = False
+
+
+@app.head("/health", include_in_schema=False)  # what uptime monitors like to send
+@app.get("/health", tags=["service"], summary="Can it serve?", responses=can_fail(503))
+async def health() -> dict[str, str]:
+    """Asks the database, so 200 means that tasks can be read. The response may be a second old."""
+    async with Health.checking:  # whoever waits here finds the result of who came first
+        if time.monotonic() > Health.known_until:
+            Health.good = False
+            try:
+                with anyio.move_on_after(1.5):
+                    await anyio.to_thread.run_sync(ask_database, abandon_on_cancel=True)
+                    Health.good = True
+            finally:
+                Health.known_until = time.monotonic() + 1
+    if not Health.good:
+        raise HTTPException(503, "The database does not respond", {"Retry-After": "5"})
+    return {"status": "ok"}
+
+
+class LimitRequests:
+    """Refuses large bodies, and treats /tasks/ as /tasks."""
+
+    # In ASGI, scope describes the request, receive() brings its body in pieces, send() takes the response.
+    # FastAPI's max_body_size is of no use here: its 413 has neither our shape nor CORS headers.
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        if len(scope["path"]) > 1:
-            scope["path"] = scope["path"].removesuffix("/")
         size = 0
-        answered = False
 
         async def receive_within_limit() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > MAX_BODY:
-                raise HTTPException(413, f"The request body is larger than {MAX_BODY} bytes")
+            if size > 65536:
+                raise HTTPException(413, "The request body is larger than 65536 bytes")
             return message
 
+        if scope["type"] == "http" and scope["path"] != scope["root_path"] + "/":
+            scope["path"] = scope["path"].removesuffix("/")
+        await self.app(scope, receive_within_limit, send)
+
+
+class SecureResponses:
+    """Adds headers, and responds to unexpected failures."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
-            nonlocal answered
             if message["type"] == "http.response.start":
-                answered = True
-                message["headers"].append((b"x-content-type-options", b"nosniff"))
-                if scope["path"].startswith("/api/"):
-                    message["headers"].append((b"cache-control", b"no-store"))
-                else:
-                    message["headers"].append((b"content-security-policy", PAGES_POLICY))
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                content_type = headers.get("Content-Type", "")
+                if content_type.startswith("application/json"):
+                    headers["Cache-Control"] = "no-store"
+                elif content_type.startswith("text/html"):
+                    # /docs and /redoc talk to nobody else: ReDoc would fetch a logo from its maker.
+                    headers["Content-Security-Policy"] = "default-src 'self' 'unsafe-inline' data: blob:"
             await send(message)
 
         try:
-            await self.app(scope, receive_within_limit, send_with_headers)
-        except Exception:
-            # Here rather than in a handler of the app: that would answer from outside of the CORS
-            # middleware, and a browser would show the failure as a CORS error.
-            if answered:
-                raise
+            await self.app(scope, receive, send_with_headers)
+        except Exception:  # noqa: BLE001  (it is logged, and becomes a response)
             logger.exception("Unexpected error")
-            answer = error_answer(500, ERRORS[500][1])
-            await answer(scope, receive, send_with_headers)
+            # Starlette would respond outside of the CORS middleware, and a browser would show a CORS error.
+            response = error_response(500)
+            await response(scope, receive, send_with_headers)
 
 
-app.add_middleware(CommonGround)
+warn_once = lru_cache(maxsize=100)(logger.warning)  # a repeated call is answered from the cache
+
+
+class CORS(CORSMiddleware):
+    def preflight_response(self, request_headers: Headers) -> Response:
+        origin = request_headers["Origin"][:100]
+        if not self.is_allowed_origin(origin):
+            warn_once("A browser at %r was refused: CORS_ORIGINS does not list it", origin)
+        return super().preflight_response(request_headers)
+
+
+# The one that is added last is the outermost.
+app.add_middleware(LimitRequests)
+app.add_middleware(SecureResponses)
 app.add_middleware(
-    CORSMiddleware,
-    allow_origins=cors_origins(),
+    CORS,
+    allow_origins=CORS_ORIGINS,
     allow_credentials=True,
     allow_methods=["*"],
     allow_headers=["*"],
     expose_headers=["Link", "Location", "Retry-After"],
 )
-
-
-def error_answer(
-    status: int,
-    message: str,
-    headers: Mapping[str, str] | None = None,
-    detail: list[dict[str, Any]] | None = None,
-) -> JSONResponse:
-    return JSONResponse(error_body(status, message, detail), status, headers)
-
-
-@app.exception_handler(AnyHTTPException)
-async def http_error(_request: Request, error: AnyHTTPException) -> JSONResponse:
-    return error_answer(error.status_code, error.detail, error.headers)
-
-
-@app.exception_handler(RequestValidationError)
-async def invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
-    """What is wrong and where, without the input itself: it may be secret, huge or no JSON at all."""
-    detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
-    first = detail[0]
-    where = next(part for part in reversed(first["loc"]) if isinstance(part, str))
-    what = "Text cannot contain the NUL character" if "pattern" in first["type"] else first["msg"]
-    return error_answer(422, f"{where}: {what}", detail=detail)
-
-
-@app.exception_handler(exc.DBAPIError)
-@app.exception_handler(exc.TimeoutError)
-@app.exception_handler(StorageError)
-async def storage_error(_request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s: %s", type(error).__name__, one_line(error))
-    if isinstance(error, exc.ProgrammingError | exc.DataError | exc.IntegrityError | exc.NotSupportedError):
-        return error_answer(500, ERRORS[500][1])
-    # Away, overloaded, read-only or the like: not for ever.
-    return error_answer(503, ERRORS[503][1], {"Retry-After": "5"})
-
-
-@app.get("/", tags=["service"], response_model=Welcome)
-async def root() -> Any:
-    """Where to look first."""
-    return {"message": "Todo API is running", "docs": "/docs"}
-
-
-@app.head("/health", include_in_schema=False)  # what uptime monitors like to send
-@app.get("/health", tags=["service"], response_model=Health, responses=errors(503))
-def health(session: ProbeDep) -> Any:
-    """Whether the API can serve. It asks the database, so 200 means that tasks can be read."""
-    session.exec(select(literal(1)))
-    return {"status": "ok"}

@@ -1,11 +1,15 @@
 """The app under test, on SQLite, or with TEST_DATABASE_URL on PostgreSQL, in a database of its own."""
 
+import logging
 import os
 import secrets
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -15,6 +19,8 @@ import jwt
 import psycopg2
 import pytest
 from fastapi.testclient import TestClient
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import event, make_url
 
 from tests.wire import Wire
@@ -24,6 +30,9 @@ POSTGRES = os.environ.get("TEST_DATABASE_URL")
 ORIGIN = "http://localhost:3000"
 NAME = f"todo_test_{secrets.token_hex(4)}"
 wire: Wire | None = None
+
+on_postgres = pytest.mark.skipif(not POSTGRES, reason="needs a server: set TEST_DATABASE_URL")
+on_sqlite = pytest.mark.skipif(bool(POSTGRES), reason="is about SQLite: unset TEST_DATABASE_URL")
 
 
 def administer(sql: str) -> None:
@@ -55,6 +64,7 @@ os.environ |= {
 
 import db  # noqa: E402
 import main  # noqa: E402
+from routes import auth as accounts  # noqa: E402
 
 statements: list[str] = []  # all that SQLite was given to run
 
@@ -93,6 +103,13 @@ def counted() -> Iterator[Callable[[], int]]:
     yield lambda: count() - before
 
 
+def until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen within 10 seconds"
+        time.sleep(0.01)
+
+
 def token(sub: object = "someone", key: str = SECRET, **claims: object) -> str:
     return jwt.encode({"sub": sub, "exp": int(time.time()) + 3600} | claims, key, "HS256")
 
@@ -110,14 +127,14 @@ class Caller:
         return self.client.request(method, self.path + path, headers=headers, **options)
 
     def make(self, title: str = "Water the plants", **fields: object) -> dict[str, Any]:
-        answer = self("POST", json={"title": title, **fields})
-        assert answer.status_code == 201, answer.text
-        return dict(answer.json())
+        response = self("POST", json={"title": title, **fields})
+        assert response.status_code == 201, response.text
+        return dict(response.json())
 
     def titles(self, query: str = "") -> list[str]:
-        answer = self("GET", query)
-        assert answer.status_code == 200, answer.text
-        return [task["title"] for task in answer.json()]
+        response = self("GET", query)
+        assert response.status_code == 200, response.text
+        return [task["title"] for task in response.json()]
 
 
 @pytest.fixture
@@ -130,10 +147,10 @@ def stranger(client: TestClient) -> Caller:
     return Caller(client, uuid.uuid4().hex)
 
 
-def check_error(answer: Any, status: int, code: str) -> Any:
+def check_error(response: Any, status: int, code: str) -> Any:
     """Every error has the one shape; returns its message."""
-    assert answer.status_code == status, answer.text
-    body = answer.json()
+    assert response.status_code == status, response.text
+    body = response.json()
     assert set(body) == {"success", "error", "detail"}
     assert body["success"] is False
     assert set(body["error"]) == {"code", "message"}
@@ -143,3 +160,104 @@ def check_error(answer: Any, status: int, code: str) -> Any:
     else:
         assert body["detail"] == body["error"]["message"]
     return body["error"]["message"]
+
+
+def check_unavailable(response: Any) -> Any:
+    """A 503 says when to try again: soon."""
+    assert 1 <= int(response.headers["retry-after"]) <= 60
+    return check_error(response, 503, "service_unavailable")
+
+
+class Clock:
+    """A clock that a test can put forward."""
+
+    ahead = 0.0
+
+    def forward(self, seconds: float) -> None:
+        self.ahead += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of day, which stands still."""
+    clock, start = Clock(), time.time()
+    monkeypatch.setattr(time, "time", lambda: start + clock.ahead)
+    return clock
+
+
+@pytest.fixture
+def uptime(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The monotonic clock, which goes on; the event loop reads it too."""
+    clock, monotonic = Clock(), time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + clock.ahead)
+    return clock
+
+
+@pytest.fixture
+def fresh_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[FixedWindowRateLimiter]:
+    """Attempts that other tests made do not count."""
+    storage = MemoryStorage()
+    limiter = FixedWindowRateLimiter(storage)
+    monkeypatch.setattr(accounts, "limiter", limiter)
+    yield limiter
+    storage.timer.join()
+
+
+def fresh(path: str, folder: Path = db.ROOT) -> Any:
+    """Run a module of the app anew, as at a start with today's environment; nobody else sees the result."""
+    spec = spec_from_file_location(f"fresh_{Path(path).stem}", db.ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    module.__file__ = str(folder / path)  # where it looks for .env
+    spec.loader.exec_module(module)
+    return module
+
+
+@asynccontextmanager
+async def already_started(_app: object) -> AsyncIterator[None]:
+    """The shared app migrates at its start, and disposes of the engine at its end."""
+    yield
+
+
+@contextmanager
+def app_with(**settings: str) -> Iterator[tuple[TestClient, Any]]:
+    """The whole app with other settings, on the same database: a client of it, and its module auth."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for name in ("main", "auth", "routes", "routes.auth", "routes.tasks"):
+            patch.delitem(sys.modules, name)
+        other, other_auth = import_module("main"), sys.modules["auth"]
+    other.app.router.lifespan_context = already_started
+    with TestClient(other.app) as client:
+        yield client, other_auth
+
+
+@pytest.fixture
+def fresh_client(client: TestClient) -> Iterator[TestClient]:
+    """Of an app that remembers nothing, such as what /health said a moment ago."""
+    with app_with() as (fresh, _auth):
+        yield fresh
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(caplog: pytest.LogCaptureFixture) -> Iterator[Refusal]:
+    """Calls what must refuse to start; returns the one line that says why."""
+
+    def call(start: Callable[..., object], *arguments: object) -> str:
+        caplog.clear()
+        with pytest.raises(SystemExit) as end:
+            start(*arguments)
+        assert end.value.code == 3
+        (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+        assert line.startswith("Not started: ")
+        assert "\n" not in line
+        return line
+
+    yield call
+    if hasattr(sys, "tracebacklimit"):  # a refusal hides tracebacks for the rest of the process
+        del sys.tracebacklimit

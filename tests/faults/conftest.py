@@ -1,4 +1,4 @@
-"""What the fault tests share: PostgreSQL servers to be broken, and real servers of ours under load."""
+"""What the fault tests share: PostgreSQL servers to break, and real servers of the API under load."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ import httpx2
 import psycopg2
 import pytest
 
-from tests.conftest import SECRET, Caller, check_error
+from tests.conftest import SECRET, Caller, check_unavailable
 from tests.server import Server, copy_project, free_port
 from tests.wire import Wire
 
@@ -57,34 +57,32 @@ def until(done: Callable[[], object], seconds: float = 10) -> None:
 
 
 class Cluster:
-    """A PostgreSQL server of our own, and whatever can happen to one."""
+    """A PostgreSQL server of our own, and what can happen to one."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, primary: "Cluster | None" = None, **settings: str) -> None:
         self.folder = folder_of_postgres()
         self.data = self.folder / "data"
         self.port = free_port()
         settings = SETTINGS | {"unix_socket_directories": str(self.folder)} | settings
         self.options = " ".join(["-p", str(self.port), *(f"-c {k}={v}" for k, v in settings.items())])
         self.pg_ctl = binary("pg_ctl")
-        run(
-            binary("initdb"),
-            "-D",
-            self.data,
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "-N",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-        )
+        if primary:  # a standby of it, not yet started
+            source = f"host=127.0.0.1 port={primary.port} user=postgres"
+            run(binary("pg_basebackup"), "-D", self.data, "-R", "-c", "fast", "-d", source)
+        else:
+            options = ["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C.UTF-8"]
+            run(binary("initdb"), "-D", self.data, *options)
 
     def start(self) -> None:
         run(self.pg_ctl, "-D", self.data, "-w", "-l", self.folder / "log", "-o", self.options, "start")
 
     def stop(self, mode: str = "fast") -> None:
         run(self.pg_ctl, "-D", self.data, "-w", "-m", mode, "stop")
+
+    def end(self) -> None:
+        with suppress(subprocess.CalledProcessError):  # a test may have killed it
+            self.stop("immediate")
+        shutil.rmtree(self.folder)
 
     def signal(self, number: int) -> None:
         """To the postmaster first, so that it does not react to what happens to the others."""
@@ -117,18 +115,17 @@ class Cluster:
 
 @contextmanager
 def running(cluster: Cluster) -> Iterator[Cluster]:
-    cluster.start()
     try:
-        cluster.sql("CREATE ROLE app LOGIN")
+        cluster.start()
         yield cluster
     finally:
-        cluster.stop("immediate")
-        shutil.rmtree(cluster.folder)
+        cluster.end()
 
 
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     with running(Cluster()) as cluster:
+        cluster.sql("CREATE ROLE app LOGIN")
         yield cluster
 
 
@@ -140,7 +137,7 @@ def wire(cluster: Cluster) -> Iterator[Wire]:
 
 
 class Service:
-    """A real server of ours, and its users."""
+    """A real server of the API, and its users."""
 
     def __init__(self, server: Server, log: Path) -> None:
         self.server, self.log = server, log
@@ -151,20 +148,15 @@ class Service:
         return Caller(self.client, uuid.uuid4().hex)  # type: ignore[arg-type]  # any client of this kind will do
 
     def health(self) -> int:
-        answer = self.client.get("/health")
-        if answer.status_code != 200:
-            check_503(answer)
-        return int(answer.status_code)
+        response = self.client.get("/health")
+        if response.status_code != 200:
+            check_unavailable(response)
+        return int(response.status_code)
 
     def figure(self, name: str) -> int:
         """Threads, or VmRSS in KiB."""
         status = Path(f"/proc/{self.server.process.pid}/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
-
-
-def check_503(answer: Any) -> None:
-    check_error(answer, 503, "service_unavailable")
-    assert int(answer.headers["retry-after"]) > 0
 
 
 @contextmanager
@@ -208,7 +200,7 @@ class Load:
     def __init__(self, service: Service, clients: int = 4) -> None:
         self.user = service.user()
         self.made: set[int] = set()
-        self.answers: list[Any] = []
+        self.responses: list[Any] = []
         self.slowest = 0.0
         self.going = True
         self.pool = ThreadPoolExecutor(clients)
@@ -218,25 +210,40 @@ class Load:
         while self.going:
             for method, options in (("POST", {"json": {"title": "x"}}), ("GET", {"params": {"limit": 5}})):
                 began = time.monotonic()
-                answer = self.user(method, **options)
+                response = self.user(method, **options)
                 self.slowest = max(self.slowest, time.monotonic() - began)
-                self.answers.append(answer)
-                if answer.status_code == 201:
-                    self.made.add(answer.json()["id"])
+                self.responses.append(response)
+                if response.status_code == 201:
+                    self.made.add(response.json()["id"])
 
     def stop(self) -> None:
         self.going = False
         self.pool.shutdown()
 
     def check(self) -> None:
-        """No task that was promised is missing, and no answer was wrong or late."""
+        """No task that was promised is missing, and no response was wrong or late."""
         for client in self.clients:
             client.result()
-        for answer in self.answers:
-            if answer.status_code not in (200, 201):
-                check_503(answer)
+        for response in self.responses:
+            if response.status_code not in (200, 201):
+                check_unavailable(response)
         assert self.slowest < MOST_SECONDS
         kept: set[int] = set()
         while page := self.user("GET", f"?limit=1000&skip={len(kept)}&sort=created_at").json():
             kept |= {task["id"] for task in page}
         assert self.made <= kept
+
+
+@contextmanager
+def load(service: Service) -> Iterator[Load]:
+    """Clients at work, who find everything in order again at the end."""
+    load = Load(service)
+    try:
+        until(lambda: len(load.made) > 20)
+        yield load
+        until(lambda: service.health() == 200)
+        recovered = [load.user("GET") for _ in range(10)] + [load.user("POST", json={"title": "x"})]
+        assert {response.status_code for response in recovered} == {200, 201}
+    finally:
+        load.stop()
+    load.check()

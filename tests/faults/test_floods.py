@@ -1,11 +1,15 @@
 """More clients than anybody asked for, and clients who take their time."""
 
 import json
+import selectors
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,18 +18,29 @@ from tests.conftest import Caller
 from tests.faults.conftest import Cluster, Service, at_once, service
 from tests.wire import Wire
 
+pytestmark = pytest.mark.slow
+
 MOST_MEMORY = 100 * 1024  # KiB that 500 clients may add
 
 
 @pytest.fixture(scope="module")
 def flooded(cluster: Cluster, wire: Wire) -> Iterator[Service]:
-    with service(cluster.database(wire.port)) as it:
-        yield it
+    with service(cluster.database(wire.port)) as api:
+        yield api
 
 
-def test_a_flood_with_a_slow_database(flooded: Service, wire: Wire) -> None:
-    user = flooded.user()
-    user.make()
+@contextmanager
+def database_away(wire: Wire, seconds: float) -> Iterator[None]:
+    """So far away that a round trip takes this long."""
+    wire.delay = seconds / 2
+    try:
+        yield
+    finally:
+        wire.delay = 0
+
+
+def test_500_clients_and_a_slow_database(flooded: Service, wire: Wire) -> None:
+    flooded.user().make()
     memory = flooded.figure("VmRSS")
     over = threading.Event()
     waited: list[float] = []
@@ -40,24 +55,82 @@ def test_a_flood_with_a_slow_database(flooded: Service, wire: Wire) -> None:
         if number == 500:
             ask_for_health()
             return set()
+        user = flooded.user()
         return {user("POST", json={"title": "x"}).status_code, user("GET", "?limit=5").status_code}
 
-    wire.delay = 0.025
-    threading.Timer(2, over.set).start()
-    codes = at_once(501, client)
-    wire.delay = 0
+    with database_away(wire, 0.02):
+        threading.Timer(2, over.set).start()
+        codes = at_once(501, client)
     assert set.union(*codes) == {201, 200}
     assert max(waited) < 3
     assert flooded.figure("VmRSS") < memory + MOST_MEMORY
     assert "Traceback" not in flooded.log.read_text()
 
 
+def address(service: Service) -> tuple[str | None, int | None]:
+    url = urlsplit(service.server.url)
+    return url.hostname, url.port
+
+
+def ask_again_and_again(service: Service, clients: int, over: threading.Event) -> None:
+    """So many clients who ask for /health, and once more as soon as they have a response."""
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:  # one thread for all of them, which leaves the processor to the server
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for _ in range(clients):
+            client = stack.enter_context(socket.create_connection(address(service)))
+            selector.register(client, selectors.EVENT_READ, client)
+            client.sendall(request)
+        while not over.is_set():
+            for ready, _ in selector.select(0.1):
+                received = ready.data.recv(65536)
+                assert received
+                assert b"503" not in received
+                if received.endswith(b"}"):
+                    ready.data.sendall(request)
+
+
+def test_health_probe_among_300_anonymous_clients(flooded: Service, wire: Wire) -> None:
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as pool, database_away(wire, 0.02):
+        flood = pool.submit(ask_again_and_again, flooded, 300, over)
+        try:
+            for _ in range(30):
+                began = time.monotonic()
+                assert flooded.health() == 200
+                assert time.monotonic() - began < 1.5
+        finally:
+            over.set()
+        flood.result()
+
+
+def test_log_in_flood_of_one_client(flooded: Service) -> None:
+    """Most are refused at once, and nobody else waits for a slot behind them."""
+    flooder, other = ({"email": f"{name}@example.com", "password": "correct horse"} for name in ("a", "b"))
+    for account in (flooder, other):
+        assert flooded.client.post("/api/auth/register", json=account).status_code == 201
+
+    def log_in(number: int) -> tuple[Any, float]:
+        account, host = (other, "192.0.2.2") if number == 500 else (flooder, "192.0.2.1")
+        began = time.monotonic()
+        # uvicorn believes this machine what it says about a client's address.
+        response = flooded.client.post("/api/auth/login", json=account, headers={"X-Forwarded-For": host})
+        return response, time.monotonic() - began
+
+    *flood, (response, seconds) = at_once(501, log_in)
+    assert response.status_code == 200
+    assert seconds < 5
+    codes = Counter(response.status_code for response, _ in flood)
+    assert codes.keys() == {200, 429}
+    assert 10 <= codes[200] < 100
+    assert max(seconds for _, seconds in flood) < 10
+
+
 def slow_client(service: Service, request: str) -> socket.socket:
     """One who sends this much, and then neither sends nor reads."""
-    address = urlsplit(service.server.url)
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect((address.hostname, address.port))
+    client.connect(address(service))
     client.sendall(request.encode())
     return client
 
@@ -72,7 +145,7 @@ def head(user: Caller, method: str, query: str, length: int = 0) -> str:
     return "\r\n".join([*lines, "", ""])
 
 
-def test_clients_who_take_their_time_hold_up_nobody(flooded: Service) -> None:
+def test_slow_clients_hold_up_nobody(flooded: Service) -> None:
     user = flooded.user()
     at_once(10, lambda _: [user.make("x" * 200, description="x" * 1000) for _ in range(50)])
     half = json.dumps({"title": "half"})[:5]

@@ -8,29 +8,31 @@ import pytest
 from tests.faults.conftest import Cluster, Service, at_once, service, until
 from tests.wire import Wire
 
+pytestmark = pytest.mark.slow
 
-def started(there: Service) -> int:
-    return there.log.read_text().count("Application startup complete")
+
+def started(api: Service) -> int:
+    return api.log.read_text().count("Application startup complete")
 
 
 @pytest.mark.parametrize(("kind", "times"), [("sqlite", 1), ("postgresql", 2)])
-def test_eight_workers_on_an_empty_database(cluster: Cluster, kind: str, times: int) -> None:
+def test_eight_workers_start_on_an_empty_database(cluster: Cluster, kind: str, times: int) -> None:
     for _ in range(times):
         url = "sqlite:///todo.db" if kind == "sqlite" else cluster.database()
-        with service(url, "--workers", "8") as there:
-            until(lambda: started(there) == 8, 30)
-            log = there.log.read_text()
+        with service(url, "--workers", "8") as api:
+            until(lambda: started(api) == 8, 30)
+            log = api.log.read_text()
             assert "ERROR" not in log
             assert "Traceback" not in log
-            there.user().make()
+            api.user().make()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_told_to_stop_it_finishes_its_work(cluster: Cluster, workers: str) -> None:
+def test_sigterm_lets_running_requests_finish(cluster: Cluster, workers: str) -> None:
     wire = Wire("127.0.0.1", cluster.port)
-    with service(cluster.database(wire.port), "--workers", workers) as there:
-        until(lambda: started(there) == int(workers))
-        user = there.user()
+    with service(cluster.database(wire.port), "--workers", workers) as api:
+        until(lambda: started(api) == int(workers))
+        user = api.user()
         codes: list[int] = []
         wire.delay = 0.5
         before = wire.trips
@@ -39,8 +41,8 @@ def test_told_to_stop_it_finishes_its_work(cluster: Cluster, workers: str) -> No
         )
         clients.start()
         until(lambda: wire.trips >= before + 10)  # all of them have come as far as the database
-        there.server.process.send_signal(signal.SIGTERM)
+        api.server.process.send_signal(signal.SIGTERM)
         clients.join()
         assert codes == [201] * 10
-        assert there.server.process.wait(10) == 0
+        assert api.server.process.wait(10) == 0
     wire.cut()

@@ -8,6 +8,8 @@ import pytest
 
 from tests.faults.conftest import Cluster, Service, at_once, service
 
+pytestmark = pytest.mark.slow
+
 KINDS = [("sqlite", 1), ("sqlite", 4), ("postgresql", 1), ("postgresql", 4)]
 
 
@@ -23,11 +25,11 @@ def crowded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield it
 
 
-def codes(answers: list[Any]) -> Counter[int]:
-    return Counter(answer.status_code for answer in answers)
+def codes(responses: list[Any]) -> Counter[int]:
+    return Counter(response.status_code for response in responses)
 
 
-def test_toggles_all_count(crowded: Service) -> None:
+def test_each_toggle_counts(crowded: Service) -> None:
     user = crowded.user()
     task = user.make()
     path = f"/{task['id']}/complete"
@@ -36,7 +38,7 @@ def test_toggles_all_count(crowded: Service) -> None:
         assert user("GET", f"/{task['id']}").json()["completed"] is (times % 2 == 1)
 
 
-def test_creates_lose_and_double_nothing(crowded: Service) -> None:
+def test_new_tasks_are_neither_lost_nor_doubled(crowded: Service) -> None:
     user = crowded.user()
     made = at_once(100, lambda client: [user.make(f"{client} {number}") for number in range(6)])
     tasks = {task["id"]: task["title"] for some in made for task in some}
@@ -45,7 +47,7 @@ def test_creates_lose_and_double_nothing(crowded: Service) -> None:
     assert {task["id"]: task["title"] for task in listed} == tasks
 
 
-def test_updates_of_different_fields_keep_both(crowded: Service) -> None:
+def test_updates_of_different_fields_are_all_kept(crowded: Service) -> None:
     user = crowded.user()
     tasks = [user.make("old", description="old") for _ in range(20)]
     changes: list[dict[str, object]] = [{"title": "new"}, {"description": "new"}, {"completed": True}]
@@ -58,9 +60,9 @@ def test_updates_of_different_fields_keep_both(crowded: Service) -> None:
         assert (task["title"], task["description"], task["completed"]) == ("new", "new", True)
 
 
-def test_deletes_delete_once(crowded: Service) -> None:
+def test_one_of_many_deletes_succeeds(crowded: Service) -> None:
     user = crowded.user()
     task = user.make()
-    answers = at_once(30, lambda _: user("DELETE", f"/{task['id']}"))
-    assert codes(answers) == {204: 1, 404: 29}
+    responses = at_once(30, lambda _: user("DELETE", f"/{task['id']}"))
+    assert codes(responses) == {204: 1, 404: 29}
     assert user.titles() == []

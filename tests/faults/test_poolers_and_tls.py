@@ -1,4 +1,4 @@
-"""What may stand between us and the database: PgBouncer, and TLS."""
+"""What may be between the API and the database: PgBouncer, and TLS."""
 
 import datetime as dt
 import ipaddress
@@ -25,10 +25,12 @@ from tests.faults.conftest import (
 from tests.server import free_port
 from tests.wire import Wire
 
+pytestmark = pytest.mark.slow
 
-def check_round_trips(there: Service, wire: Wire) -> None:
+
+def check_round_trips(api: Service, wire: Wire) -> None:
     """Each endpoint works, and asks the database once."""
-    user = there.user()
+    user = api.user()
     task = user.make()
     path = f"/{task['id']}"
     for method, where, body, status in (
@@ -41,10 +43,10 @@ def check_round_trips(there: Service, wire: Wire) -> None:
         ("DELETE", path, None, 204),
     ):
         before = wire.trips
-        answer = user(method, where, json=body)
-        assert answer.status_code == status, answer.text
+        response = user(method, where, json=body)
+        assert response.status_code == status, response.text
         assert wire.trips - before == 1, (method, where)
-    assert there.health() == 200
+    assert api.health() == 200
 
 
 @contextmanager
@@ -82,9 +84,9 @@ def test_pgbouncer_in_transaction_mode(cluster: Cluster) -> None:
         try:
             with service(cluster.database(wire.port), "--workers", "2"):
                 pass
-            with service(cluster.database(wire.port)) as there:
-                check_round_trips(there, wire)
-                assert "Traceback" not in there.log.read_text()
+            with service(cluster.database(wire.port)) as api:
+                check_round_trips(api, wire)
+                assert "Traceback" not in api.log.read_text()
         finally:
             wire.cut()
 
@@ -124,6 +126,7 @@ def secure() -> Iterator[Cluster]:
         shutil.chown(cluster.data / "server.key", "postgres")
     (cluster.data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 trust\n")
     with running(cluster):
+        cluster.sql("CREATE ROLE app LOGIN")
         yield cluster
 
 
@@ -132,13 +135,13 @@ def test_tls(secure: Cluster, mode: str) -> None:
     wire = Wire("127.0.0.1", secure.port)
     root = f"&sslrootcert={secure.folder}/root.crt" if mode == "verify-full" else ""
     try:
-        with service(f"{secure.database(wire.port)}?sslmode={mode}{root}") as there:
-            check_round_trips(there, wire)
+        with service(f"{secure.database(wire.port)}?sslmode={mode}{root}") as api:
+            check_round_trips(api, wire)
             ours = (
                 "SELECT pid FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'app'"
             )
             before = secure.sql(ours)
-            user = there.user()
+            user = api.user()
             for _ in range(50):
                 user.make()
             assert secure.sql(ours) == before != []  # an idle connection was not taken for a dead one

@@ -1,0 +1,35 @@
+// A real Better Auth server without Next.js, whose tables are in memory.
+// BETTER_AUTH_URL=http://localhost:3000 BETTER_AUTH_SECRET=... [SIGNER=HS256] node server.js
+import { betterAuth } from "better-auth";
+import { memoryAdapter } from "better-auth/adapters/memory";
+import { toNodeHandler } from "better-auth/node";
+import { jwt } from "better-auth/plugins";
+import { SignJWT } from "jose";
+import { createServer } from "node:http";
+
+const url = new URL(process.env.BETTER_AUTH_URL);
+const secret = new TextEncoder().encode(process.env.BETTER_AUTH_SECRET);
+const tables = { user: [], session: [], account: [], verification: [], jwks: [] };
+
+const HS256 = {
+  jwks: { remoteUrl: "unused", keyPairConfig: { alg: "EdDSA" } }, // the plugin insists on it
+  jwt: { sign: (claims) => new SignJWT(claims).setProtectedHeader({ alg: "HS256" }).sign(secret) },
+};
+const auth = betterAuth({
+  database: memoryAdapter(tables),
+  emailAndPassword: { enabled: true },
+  plugins: [jwt(process.env.SIGNER === "HS256" ? HS256 : {})],
+});
+
+// What time does to keys: they expire, so that the next token gets a new one, and in the end are listed no more.
+const test = {
+  "/expire-keys": () => tables.jwks.forEach((key) => (key.expiresAt = new Date(Date.now() - 1000))),
+  "/withdraw-expired-keys": () => (tables.jwks = tables.jwks.filter((key) => !(key.expiresAt < new Date()))),
+};
+const handle = toNodeHandler(auth);
+
+createServer((request, response) => {
+  if (!test[request.url]) return handle(request, response);
+  test[request.url]();
+  response.end();
+}).listen(url.port, "127.0.0.1");

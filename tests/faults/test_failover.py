@@ -1,0 +1,62 @@
+"""Several database servers in one DATABASE_URL: the first one is lost, and another one takes over."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import pytest
+
+from tests.faults.conftest import Cluster, load, run, running, service, until
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def primary_and_standby() -> Iterator[tuple[Cluster, Cluster]]:
+    """What the primary commits, the standby has."""
+    with running(Cluster()) as primary:
+        primary.sql("CREATE ROLE app LOGIN")
+        with running(Cluster(primary)) as standby:
+            primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            primary.sql("SELECT pg_reload_conf()")
+            until(lambda: primary.sql("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"))
+            yield primary, standby
+
+
+def killed(primary: Cluster, _stack: ExitStack) -> None:
+    primary.signal(signal.SIGKILL)
+
+
+def powered_off(primary: Cluster, stack: ExitStack) -> None:
+    """Nobody responds at its address, not even to say that nobody listens there."""
+    primary.signal(signal.SIGKILL)
+    address = ("127.0.0.1", primary.port)
+
+    def taken() -> bool:
+        with suppress(OSError):  # its last process has not ended yet
+            stack.enter_context(socket.create_server(address, backlog=0))
+            return True
+        return False
+
+    until(taken)
+    for _ in range(4):  # on Linux, a server that accepts none of these does not even see further ones
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        waiting.connect_ex(address)
+
+
+@pytest.mark.parametrize("lose", [killed, powered_off])
+def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], None]) -> None:
+    with primary_and_standby() as (primary, standby), ExitStack() as stack:
+        host, _, name = primary.database().removeprefix("postgresql://app@").partition("/")
+        hosts = f"{host},127.0.0.1:{standby.port}"
+        options = "target_session_attrs=read-write&tcp_user_timeout=2000"
+        with service(f"postgresql://app@{hosts}/{name}?{options}") as api:
+            with load(api) as going:
+                lose(primary, stack)
+                until(lambda: api.health() == 503)
+                run(standby.pg_ctl, "-D", standby.data, "-w", "promote")
+                before = len(going.made)
+                until(lambda: len(going.made) > before + 10)
+            assert "Traceback" not in api.log.read_text()

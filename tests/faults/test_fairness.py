@@ -1,0 +1,81 @@
+"""One user with very many tasks, all searched at once, and another who only wants to see a few."""
+
+import sqlite3
+import statistics
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.conftest import Caller, check_unavailable
+from tests.faults.conftest import MOST_SECONDS, Cluster, Service, service
+
+pytestmark = pytest.mark.slow
+
+MANY = 200_000
+COLUMNS = "(user_id, title, description, completed, created_at, updated_at)"
+FILL = {
+    "postgresql": f"""INSERT INTO tasks {COLUMNS}
+        SELECT '%s', 'Task ' || n, repeat('What there is to say of it. ', 4), false, now(), now()
+        FROM generate_series(1, {MANY}) n""",
+    "sqlite": f"""
+        WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {MANY})
+        INSERT INTO tasks {COLUMNS}
+        SELECT '%s', 'Task ' || n, replace('....', '.', 'What there is to say of it. '), 0,
+               '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000' FROM numbers""",
+}
+
+
+@pytest.fixture(scope="module", params=FILL)
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Caller]]:
+    """The API, and its user with very many tasks."""
+    if request.param == "sqlite":
+        file = tmp_path_factory.mktemp("data") / "todo.db"
+        with service(f"sqlite:///{file}") as api:
+            crowd = api.user()
+            with closing(sqlite3.connect(file)) as database, database:
+                database.execute(FILL["sqlite"] % crowd.user_id)
+            yield api, crowd
+    else:
+        cluster: Cluster = request.getfixturevalue("cluster")
+        url = cluster.database()
+        with service(url) as api:
+            crowd = api.user()
+            with closing(cluster.connect("app", url.rpartition("/")[2])) as database:
+                database.cursor().execute(FILL["postgresql"] % crowd.user_id)
+                database.cursor().execute("ANALYZE tasks")
+            yield api, crowd
+
+
+def test_forty_expensive_searches_hold_up_nobody_else(shared: tuple[Service, Caller]) -> None:
+    api, crowd = shared
+    other = api.user()
+    other.make("the only one")
+    waited = []
+
+    def timed(user: Caller, query: str) -> tuple[Any, float]:
+        began = time.monotonic()
+        response = user("GET", query)
+        return response, time.monotonic() - began
+
+    with ThreadPoolExecutor(40) as pool:
+        searches = [pool.submit(timed, crowd, "?search=nowhere") for _ in range(40)]
+        while not all(search.done() for search in searches):
+            response, seconds = timed(other, "")
+            assert response.status_code == 200
+            assert [task["title"] for task in response.json()] == ["the only one"]
+            waited.append(seconds)
+    assert statistics.median(waited) < 1
+    assert max(waited) < 2.5
+    for search in searches:
+        response, seconds = search.result()
+        assert seconds < MOST_SECONDS
+        if response.status_code == 200:
+            assert response.json() == []
+        else:
+            check_unavailable(response)

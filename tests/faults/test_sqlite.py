@@ -1,0 +1,99 @@
+"""SQLite has no server that could give up: what others do to the file, and what a statement does to us."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import check_unavailable
+from tests.faults.conftest import Service, service
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data") / "todo.db"
+
+
+@pytest.fixture(scope="module")
+def api(file: Path) -> Iterator[Service]:
+    with service(f"sqlite:///{file}") as api:
+        yield api
+
+
+def timed(user: Any, *request: Any, **options: Any) -> tuple[Any, float]:
+    began = time.monotonic()
+    response = user(*request, **options)
+    return response, time.monotonic() - began
+
+
+def test_write_lock_of_another_program(api: Service, file: Path) -> None:
+    """Reads go on, and writers are told within seconds."""
+    user = api.user()
+    task = user.make("before")
+    with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(2) as pool:
+        other.execute("BEGIN EXCLUSIVE")
+        create = pool.submit(timed, user, "POST", json={"title": "x"})
+        toggle = pool.submit(timed, user, "PATCH", f"/{task['id']}/complete")
+        while not (create.done() and toggle.done()):
+            response, seconds = timed(user, "GET")
+            assert response.status_code == 200
+            assert api.health() == 200
+            assert seconds < 1
+        for write in (create, toggle):
+            response, seconds = write.result()
+            check_unavailable(response)
+            assert 3 < seconds < 6
+        other.execute("ROLLBACK")
+    assert user.make("after")["title"] == "after"
+    assert [(found["title"], found["completed"]) for found in user("GET").json()] == [
+        ("after", False),
+        ("before", False),
+    ]
+
+
+def test_short_write_locks_of_another_program(api: Service, file: Path) -> None:
+    """A writer waits for its turn, and nobody sees that the database was locked."""
+    user = api.user()
+    with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            other.execute("BEGIN EXCLUSIVE")
+            create = pool.submit(timed, user, "POST", json={"title": "x"})
+            assert user.titles() == []
+            other.execute("ROLLBACK")
+            response, seconds = create.result()
+            assert response.status_code == 201
+            assert seconds < 3
+            assert user("DELETE", f"/{response.json()['id']}").status_code == 204
+
+
+ENDLESS = """CREATE VIEW tasks AS
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers)
+    SELECT id, user_id || n AS user_id, title, description, completed, created_at, updated_at
+    FROM kept, numbers"""
+
+
+def test_endless_statement(api: Service, file: Path) -> None:
+    """It is given up after four seconds, and its connection is as good as before."""
+    user = api.user()
+    user.make("one")
+    with closing(sqlite3.connect(file)) as other:
+        other.executescript(f"ALTER TABLE tasks RENAME TO kept; {ENDLESS}")
+        try:
+            with ThreadPoolExecutor(6) as pool:
+                lists = [pool.submit(timed, user, "GET") for _ in range(6)]
+            responses = [one.result() for one in lists]
+            for response, seconds in responses:
+                check_unavailable(response)
+                assert 3 < seconds < 10  # a user's requests may wait for each other
+            assert min(seconds for _, seconds in responses) < 6
+        finally:
+            other.executescript("DROP VIEW tasks; ALTER TABLE kept RENAME TO tasks")
+    assert [user.titles() for _ in range(10)] == [["one"]] * 10
+    assert "Traceback" not in api.log.read_text()

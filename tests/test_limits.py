@@ -1,0 +1,185 @@
+"""Limits on guessing passwords and on making accounts: for each client and for each account."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from sqlalchemy import exc
+
+import db
+import main
+from routes import auth as accounts
+from tests.conftest import Clock, check_error, check_unavailable, until
+from tests.test_accounts import Account, address, post
+
+pytestmark = pytest.mark.usefixtures("fresh_limits")
+
+
+@pytest.fixture
+def ann(client: TestClient) -> Account:
+    return Account(client)
+
+
+def caller(host: str) -> TestClient:
+    return TestClient(main.app, client=(host, 50000))
+
+
+def fail(client: TestClient, email: str, times: int) -> None:
+    for _ in range(times):
+        check_error(post(client, "login", email, "not the password"), 401, "unauthorized")
+
+
+def check_limited(response: Any, seconds: int) -> None:
+    check_error(response, 429, "too_many_requests")
+    assert response.headers["retry-after"] == str(seconds)
+
+
+def test_one_client_may_fail_ten_times_a_minute(ann: Account, clock: Clock) -> None:
+    for _ in range(10):
+        fail(caller("192.0.2.1"), address(), 1)
+    clock.forward(20)
+    check_limited(post(caller("192.0.2.1"), "login", ann.email), 40)
+    assert post(caller("192.0.2.2"), "login", ann.email).status_code == 200
+    clock.forward(40)
+    assert post(caller("192.0.2.1"), "login", ann.email).status_code == 200
+
+
+def test_one_account_may_be_tried_ten_times_a_minute(ann: Account, clock: Clock) -> None:
+    for number in range(10):
+        fail(caller(f"192.0.2.{number}"), ann.email, 1)
+    check_limited(post(caller("192.0.2.99"), "login", f" {ann.email.upper()}"), 60)
+    fail(caller("192.0.2.99"), address(), 1)
+    clock.forward(60)
+    assert post(caller("192.0.2.99"), "login", ann.email).status_code == 200
+
+
+def test_one_client_may_make_ten_accounts_a_minute(clock: Clock) -> None:
+    for _ in range(10):
+        assert post(caller("192.0.2.3"), "register", address()).status_code == 201
+    check_limited(post(caller("192.0.2.3"), "signup", address()), 60)
+    assert post(caller("192.0.2.4"), "register", address()).status_code == 201
+    clock.forward(60)
+    assert post(caller("192.0.2.3"), "register", address()).status_code == 201
+
+
+def test_accounts_that_cannot_be_made_count_as_well(ann: Account) -> None:
+    """Else one could ask for ever which addresses are taken."""
+    for _ in range(9):
+        check_error(post(ann.client, "register", ann.email), 409, "conflict")
+    check_error(post(ann.client, "register", address()), 429, "too_many_requests")
+
+
+CLIENTS = {
+    "IPv6, the same /64": ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", 429),
+    "IPv6, another /64": ("2001:db8:1:2::1", "2001:db8:1:3::1", 401),
+    "IPv4, the same": ("192.0.2.1", "192.0.2.1", 429),
+    "IPv4, its neighbour": ("192.0.2.1", "192.0.2.2", 401),
+    "no address, as with a Unix socket": ("testclient", "testclient", 429),
+}
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize(("first", "second", "status"), CLIENTS.values(), ids=CLIENTS)
+def test_client_is_an_ipv4_address_or_the_64_of_an_ipv6_one(first: str, second: str, status: int) -> None:
+    for _ in range(10):
+        fail(caller(first), address(), 1)
+    assert post(caller(second), "login", address()).status_code == status
+
+
+@pytest.mark.usefixtures("clock")
+def test_logging_in_again_and_again_locks_nobody_out(ann: Account) -> None:
+    for _ in range(12):
+        ann.login()
+
+
+@pytest.mark.usefixtures("clock")
+def test_login_of_ones_own_wipes_out_no_failures(ann: Account) -> None:
+    """Else a client that guesses could log in to its own account in between, and guess for ever."""
+    for _ in range(9):
+        fail(ann.client, address(), 1)
+        ann.login()
+    fail(ann.client, address(), 1)
+    check_limited(post(ann.client, "login", ann.email), 60)
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("path", ["register", "login"])
+def test_bodies_that_are_no_credentials_do_not_count(client: TestClient, path: str) -> None:
+    for _ in range(12):
+        check_error(post(client, path, "no address"), 422, "validation_error")
+
+
+OUTAGES = {
+    "database": exc.OperationalError("SELECT", {}, Exception("away")),
+    "no slot": exc.TimeoutError("too slow"),
+}
+
+
+@pytest.mark.usefixtures("clock")
+@pytest.mark.parametrize("path", ["register", "login"])
+@pytest.mark.parametrize("error", OUTAGES.values(), ids=OUTAGES)
+def test_outage_gives_the_attempt_back(
+    ann: Account, monkeypatch: pytest.MonkeyPatch, path: str, error: Exception
+) -> None:
+    def away(*_arguments: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts, "password_matches", away)
+        patch.setattr(accounts, "hash_password", away)
+        for _ in range(12):
+            check_unavailable(post(ann.client, path, ann.email if path == "login" else address()))
+    assert post(ann.client, "login", ann.email).status_code == 200
+    assert post(ann.client, "register", address()).status_code == 201
+
+
+@pytest.mark.usefixtures("clock")
+def test_outage_before_the_endpoint_gives_the_attempt_back(
+    ann: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "responds_again_at", float("inf"))
+        for _ in range(12):
+            check_unavailable(post(ann.client, "login", ann.email))
+    assert post(ann.client, "login", ann.email).status_code == 200
+
+
+@pytest.mark.usefixtures("clock")
+def test_attempts_are_counted_before_they_wait_for_a_hashing_slot(
+    ann: Account, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a flood of guesses would make all others wait, and only then be told that it is too much."""
+    release = threading.Event()
+    monkeypatch.setattr(accounts, "password_matches", lambda *_arguments: release.wait(10) and False)
+    counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the one in memory
+    with ThreadPoolExecutor(10) as pool:
+        waiting = [pool.submit(post, ann.client, "login", ann.email) for _ in range(10)]
+        try:
+            until(lambda: list(counters.values()).count(10) == 2)  # of the client and of the account
+            check_limited(post(ann.client, "login", ann.email), 60)
+            assert not any(login.done() for login in waiting)
+        finally:
+            release.set()
+        assert [login.result().status_code for login in waiting] == [401] * 10
+
+
+def test_storage_that_dies_is_a_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dying(MemoryStorage):
+        def incr(self, *_arguments: object, **_options: object) -> int:
+            raise ConnectionError("no route to the storage")
+
+        @property
+        def base_exceptions(self) -> type[Exception]:
+            return ConnectionError
+
+    monkeypatch.setenv("RATE_LIMIT_STORAGE", "memory://")
+    monkeypatch.setattr("limits.storage.storage_from_string", lambda _uri, **options: Dying(**options))
+    _, limiter = accounts.rate_limit()
+    monkeypatch.setattr(accounts, "limiter", limiter)
+    response = post(client, "login", address())
+    check_unavailable(response)
+    assert "storage" not in response.text

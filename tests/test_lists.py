@@ -1,0 +1,208 @@
+"""Lists of tasks: order, filters, search, pages and the links between them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event
+from sqlmodel import create_engine, insert
+
+import db
+from models import Task, now
+from tests.conftest import POSTGRES, Caller
+
+
+def test_list_is_newest_first_and_of_one_user_only(user: Caller, stranger: Caller) -> None:
+    stranger.make("not yours")
+    for title in "abc":
+        user.make(title)
+    assert user.titles() == ["c", "b", "a"]
+
+
+SORTS = {
+    "created_at": "bca",
+    "-created_at": "acb",
+    "updated_at": "bac",
+    "-updated_at": "cab",
+    "title": "abc",
+    "-title": "cba",
+}
+
+
+@pytest.mark.parametrize(("sort", "expected"), SORTS.items())
+def test_list_sorts(user: Caller, sort: str, expected: str) -> None:
+    ids = {title: user.make(title)["id"] for title in "bCa"}
+    user("PATCH", f"/{ids['C']}/complete")
+    assert "".join(user.titles(f"?sort={sort}")).lower() == expected
+
+
+def test_equal_titles_come_in_the_order_of_their_ids(user: Caller) -> None:
+    ids = [user.make("same")["id"] for _ in range(4)]
+    assert [task["id"] for task in user("GET", "?sort=title").json()] == ids
+    assert [task["id"] for task in user("GET", "?sort=-title").json()] == ids[::-1]
+
+
+def test_list_filters_by_completed(user: Caller) -> None:
+    user.make("open")
+    user.make("done", completed=True)
+    assert user.titles("?completed=true") == ["done"]
+    assert user.titles("?completed=false") == ["open"]
+
+
+SEARCHES = {
+    "another case": ("MILK", ["Buy milk"]),
+    "in a description": ("apples", ["Fruit"]),
+    "umlaut in another case": ("äpf", ["Fruit"]),
+    "Greek in another case": ("ΑΒΓ", ["αβγ"]),
+    "percent": ("100%", ["100% sure"]),
+    "underscore": ("0_s", ["snake 0_s"]),
+    "backslash": ("back\\slash", ["back\\slash"]),
+    "quote": ("o'c", ["o'clock"]),
+    "slash": ("a/b", ["a/b"]),
+    "nothing like it": ("nothing like it", []),
+}
+SEARCHED = [
+    "Buy milk",
+    "αβγ",
+    "100% sure",
+    "1000 sure",
+    "snake 0_s",
+    "snake 0xs",
+    "back\\slash",
+    "o'clock",
+    "a/b",
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SEARCHES.values(), ids=SEARCHES)
+def test_search_is_a_plain_substring_in_any_case(user: Caller, text: str, expected: list[str]) -> None:
+    user.make("Fruit", description="Zwei Äpfel, two apples")
+    for title in SEARCHED:
+        user.make(title)
+    response = user("GET", params={"search": text})
+    assert [task["title"] for task in response.json()] == expected
+
+
+def test_empty_search_finds_all(user: Caller) -> None:
+    for title in "abc":
+        user.make(title)
+    assert user.titles("?search=") == ["c", "b", "a"]
+
+
+def test_search_of_200_characters_is_fine(user: Caller) -> None:
+    user.make("t" * 200)
+    assert user.titles(f"?search={'T' * 200}") == ["t" * 200]
+
+
+def test_search_sort_filter_and_paging_work_together(user: Caller) -> None:
+    for number in range(6):
+        user.make(f"match {number}", completed=number % 2 == 0)
+    user.make("other", completed=True)
+    query = "?search=MATCH&completed=true&sort=title&limit=2"
+    assert user.titles(query) == ["match 0", "match 2"]
+    assert user.titles(query + "&skip=2") == ["match 4"]
+
+
+def links(response: Any) -> dict[str, str]:
+    return {rel: url for url, rel in re.findall(r'<([^>]*)>; rel="(\w+)"', response.headers.get("link", ""))}
+
+
+def test_links_lead_through_all_pages_and_back(user: Caller) -> None:
+    for number in range(5):
+        user.make(f"é {number}", completed=True)
+    response = user("GET", "?limit=2&completed=true&search=%C3%A9&sort=title")
+    assert set(links(response)) == {"next"}
+    seen = [response.json()]
+    while target := links(response).get("next"):
+        response = user.client.get(target, headers=user.headers)
+        seen.append(response.json())
+    assert [[task["title"] for task in page] for page in seen] == [["é 0", "é 1"], ["é 2", "é 3"], ["é 4"]]
+    assert set(links(response)) == {"prev"}
+    while target := links(response).get("prev"):
+        response = user.client.get(target, headers=user.headers)
+    assert response.json() == seen[0]
+
+
+def test_list_that_fits_has_no_links(user: Caller) -> None:
+    user.make()
+    assert "link" not in user("GET", "?limit=1").headers
+
+
+def test_previous_page_begins_at_zero_at_the_earliest(user: Caller) -> None:
+    for title in "ab":
+        user.make(title)
+    previous = links(user("GET", "?skip=1&limit=5"))["prev"]
+    assert [task["title"] for task in user.client.get(previous, headers=user.headers).json()] == ["b", "a"]
+
+
+def insert_tasks(user: Caller, *tasks: Mapping[str, object]) -> None:
+    """So many that the API would take too long: in one transaction, without the time limit of a request."""
+    engine = create_engine(db.DATABASE_URL)
+    common = {"user_id": user.user_id, "title": "x", "created_at": now(), "updated_at": now()}
+    with engine.begin() as connection:
+        connection.execute(insert(Task), [{**common, "completed": False, **task} for task in tasks])
+    engine.dispose()
+
+
+def test_list_is_a_hundred_tasks_by_default_and_a_thousand_at_most(user: Caller) -> None:
+    insert_tasks(user, *[{}] * 1001)
+    assert len(user("GET").json()) == 100
+    page = user("GET", "?limit=1000")
+    assert len(page.json()) == 1000
+    assert len(user.client.get(links(page)["next"], headers=user.headers).json()) == 1
+
+
+def test_links_and_location_of_ids_beyond_ascii_can_be_followed(user: Caller) -> None:
+    other = Caller(user.client, f"用户 é#{user.user_id}")
+    other.make()
+    response = other("POST", json={"title": "x"})
+    assert user.client.get(response.headers["location"], headers=other.headers).json() == response.json()
+    page = other("GET", "?limit=1")
+    assert user.client.get(links(page)["next"], headers=other.headers).status_code == 200
+
+
+def test_links_and_location_keep_the_root_path_of_a_proxy(user: Caller) -> None:
+    """With uvicorn --root-path /todo the path of a request begins with it."""
+    behind = TestClient(user.client.app, root_path="/todo")
+    path = f"/todo{user.path}"
+    made = behind.post(path, json={"title": "x"}, headers=user.headers)
+    assert made.headers["location"] == f"{path}/{made.json()['id']}"
+    assert behind.get(made.headers["location"], headers=user.headers).json() == made.json()
+    user.make()
+    page = behind.get(f"{path}/?limit=1", headers=user.headers)
+    assert links(page) == {"next": f"{path}?limit=1&skip=1"}
+    assert behind.get(links(page)["next"], headers=user.headers).json() == [made.json()]
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("", "ix_tasks_user_created"),
+        ("?sort=created_at", "ix_tasks_user_created"),
+        ("?completed=false", "ix_tasks_user_completed_created"),
+    ],
+    ids=["newest first", "oldest first", "filtered"],
+)
+def test_page_is_read_along_an_index(user: Caller, query: str, index: str) -> None:
+    """However many tasks there are: nothing is sorted, and no more is read than shown."""
+    run: list[Any] = []
+
+    def remember(_connection: object, _cursor: object, sql: str, parameters: object, *_rest: object) -> None:
+        run.append((sql.rpartition("; ")[2], parameters))  # without the statement's time limit
+
+    event.listen(db.engine, "before_cursor_execute", remember)
+    try:
+        user("GET", query)
+    finally:
+        event.remove(db.engine, "before_cursor_execute", remember)
+    ((sql, parameters),) = run
+    insert_tasks(user, *[{}, *[{"completed": True}] * 9] * 300)
+    with db.engine.connect() as connection:
+        connection.exec_driver_sql("ANALYZE")
+        explain = "EXPLAIN" if POSTGRES else "EXPLAIN QUERY PLAN"
+        plan = str(connection.exec_driver_sql(f"{explain} {sql}", parameters).all())
+    assert index in plan
+    assert "Sort" not in plan
+    assert "TEMP B-TREE" not in plan

@@ -1,0 +1,84 @@
+"""The schema: made by migrations alone, as the models say, at every start."""
+
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import exc, inspect, text
+
+import db
+import main
+from tests.conftest import Caller, Refusal
+
+ALEMBIC = Config(toml_file=db.ROOT / "pyproject.toml")
+
+
+@pytest.mark.usefixtures("client")
+def test_migrations_make_what_the_models_say() -> None:
+    command.check(ALEMBIC)
+
+
+@pytest.fixture
+def tables_of_better_auth() -> Iterator[list[str]]:
+    names = ["user", "session", "account", "verification", "jwks"]
+    with db.engine.connect() as connection:
+        for name in names:
+            connection.execute(text(f'CREATE TABLE "{name}" (id INTEGER PRIMARY KEY)'))
+    yield names
+    with db.engine.connect() as connection:
+        for name in names:
+            connection.execute(text(f'DROP TABLE "{name}"'))
+
+
+@pytest.mark.usefixtures("client")
+def test_tables_of_others_are_left_alone(tables_of_better_auth: list[str]) -> None:
+    command.check(ALEMBIC)
+    command.downgrade(ALEMBIC, "base")
+    command.upgrade(ALEMBIC, "head")
+    assert set(tables_of_better_auth) < set(inspect(db.engine).get_table_names())
+
+
+def test_migrations_go_down_and_up_again(user: Caller) -> None:
+    command.downgrade(ALEMBIC, "base")
+    assert not {"tasks", "users"} & set(inspect(db.engine).get_table_names())
+    command.upgrade(ALEMBIC, "head")
+    user.make()
+
+
+def test_migration_that_fails_changes_nothing(user: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schema changes are all or nothing, and the lock is let go."""
+    user.make("still here")
+
+    def half(context: MigrationContext, **_options: object) -> None:
+        context.connection.execute(text("CREATE TABLE half (id INTEGER)"))  # type: ignore[union-attr]  # it has one
+        raise RuntimeError("halfway")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MigrationContext, "run_migrations", half)
+        with pytest.raises(RuntimeError, match="halfway"):
+            command.upgrade(ALEMBIC, "head")
+    assert "half" not in inspect(db.engine).get_table_names()
+    command.upgrade(ALEMBIC, "head")
+    assert user.titles() == ["still here"]
+
+
+ERRORS = {
+    "database": exc.OperationalError("connect", {}, Exception("no\nresponse")),
+    "options": ValueError("no\nresponse"),
+    "folder": FileNotFoundError("no\nresponse"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+def test_database_out_of_reach_ends_the_start(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, error: Exception
+) -> None:
+    def unreachable(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(command, "upgrade", unreachable)
+    line = refusal(anyio.run, main.lifespan(main.app).__aenter__)
+    assert line == "Not started: the database cannot be used: no response"

@@ -1,0 +1,139 @@
+"""Tokens of a real Better Auth server, which runs in Node.js: see better_auth/server.js."""
+
+import os
+import secrets
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.conftest import check_error, until
+from tests.node import install
+from tests.server import copy_project, free_port, serving
+
+pytestmark = pytest.mark.slow
+
+UNKNOWN_KEY = "Token is signed with an unknown key"
+
+
+class Member:
+    """Somebody who signed up at Better Auth, and calls the API with its tokens."""
+
+    def __init__(self, auth_url: str, api_url: str) -> None:
+        self.auth_url, self.api_url = auth_url, api_url
+        self.email = f"{uuid.uuid4().hex}@example.com"
+        account = {"email": self.email, "password": "correct horse", "name": "Ann"}
+        signed_up = httpx2.post(f"{auth_url}/sign-up/email", json=account, trust_env=False)
+        assert signed_up.status_code == 200, signed_up.text
+        self.cookies = signed_up.cookies
+        self.session_token = signed_up.json()["token"]
+        self.id = signed_up.json()["user"]["id"]
+        self.tasks = f"/api/{self.id}/tasks"
+
+    def token(self) -> str:
+        response = httpx2.get(f"{self.auth_url}/token", cookies=self.cookies, trust_env=False)
+        assert response.status_code == 200, response.text
+        return str(response.json()["token"])
+
+    def call(self, token: str, method: str, path: str, json: object = None) -> Any:
+        headers = {"Authorization": f"Bearer {token}"}
+        return httpx2.request(method, self.api_url + path, headers=headers, json=json, trust_env=False)
+
+    def check_access(self, token: str) -> None:
+        made = self.call(token, "POST", self.tasks, json={"title": "Water the plants"})
+        assert made.status_code == 201, made.text
+        assert made.json()["user_id"] == self.id
+        assert made.json() in self.call(token, "GET", self.tasks).json()
+        me = self.call(token, "GET", "/api/auth/me").json()
+        assert me == {"id": self.id, "email": self.email, "created_at": None}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install("better_auth", tmp_path_factory.mktemp("node"))
+
+
+@contextmanager
+def better_auth(node: Path, path: str = "", **variables: str) -> Iterator[str]:
+    """The BETTER_AUTH_URL of a server."""
+    url = f"http://localhost:{free_port()}{path}"
+    environment = os.environ | {"BETTER_AUTH_URL": url, "BETTER_AUTH_SECRET": secrets.token_hex(32)}
+    with Path(node, "log").open("w") as log:
+        process = subprocess.Popen(
+            ["node", "server.js"], cwd=node, env=environment | variables, stdout=log, stderr=log
+        )
+        try:
+            until(lambda: listens(url) or process.poll() is not None)
+            assert process.poll() is None, Path(node, "log").read_text()
+            yield url
+        finally:
+            process.kill()
+            process.wait()
+
+
+def listens(url: str) -> bool:
+    try:
+        return httpx2.get(url, trust_env=False).status_code > 0
+    except httpx2.ConnectError:
+        return False
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    return copy_project(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "base_path"), [("", "/api/auth"), ("/auth", "")], ids=["usual path", "another base path"]
+)
+def test_members_reach_their_tasks_and_no_others(node: Path, clone: Path, path: str, base_path: str) -> None:
+    with better_auth(node, path) as url, serving(clone, BETTER_AUTH_URL=url) as api:
+        ann, ben = Member(url + base_path, api.url), Member(url + base_path, api.url)
+        ann.check_access(ann.token())
+        ben.check_access(ben.token())
+        check_error(ben.call(ben.token(), "GET", ann.tasks), 403, "forbidden")
+        message = check_error(ann.call(ann.session_token, "GET", ann.tasks), 401, "unauthorized")
+        assert message == "Token is not a JWT"
+
+
+def test_new_key_is_accepted_at_once_and_a_withdrawn_one_no_longer(node: Path, clone: Path) -> None:
+    with better_auth(node) as url, serving(clone, BETTER_AUTH_URL=url) as api:
+
+        def pass_time(what: str) -> None:
+            assert httpx2.post(f"{url}/{what}", trust_env=False).status_code == 200
+
+        ann = Member(f"{url}/api/auth", api.url)
+        first = ann.token()
+        ann.check_access(first)
+        pass_time("expire-keys")
+        second = ann.token()
+        ann.check_access(second)
+        ann.check_access(first)  # its key has expired, but is listed for 30 days
+
+        pass_time("withdraw-expired-keys")
+        pass_time("expire-keys")
+        ann.check_access(ann.token())  # which makes the API fetch the keys
+        ann.check_access(second)
+        message = check_error(ann.call(first, "GET", ann.tasks), 401, "unauthorized")
+        assert message == UNKNOWN_KEY
+
+
+def test_custom_signer_works_with_the_shared_secret(node: Path, clone: Path) -> None:
+    secret = secrets.token_hex(32)
+    with better_auth(node, BETTER_AUTH_SECRET=secret, SIGNER="HS256") as url:
+        settings = {"BETTER_AUTH_SECRET": secret, "CORS_ORIGINS": url}
+        with serving(clone, **settings) as api:
+            ann = Member(f"{url}/api/auth", api.url)
+            ann.check_access(ann.token())
+
+
+def test_forgotten_better_auth_url_is_named(node: Path, clone: Path) -> None:
+    with better_auth(node) as url, serving(clone, CORS_ORIGINS=url) as api:
+        ann = Member(f"{url}/api/auth", api.url)
+        message = check_error(ann.call(ann.token(), "GET", ann.tasks), 401, "unauthorized")
+        assert "BETTER_AUTH_URL is missing" in message

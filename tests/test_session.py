@@ -1,0 +1,188 @@
+"""The session of a request: a plain one of SQLModel, which a test may replace; and who waits for one."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+from sqlmodel import Session, SQLModel, StaticPool, create_engine, select
+
+import db
+import main
+from models import Task
+from tests.conftest import POSTGRES, Caller, check_error, counted, until
+
+# The two overrides that FastAPI's and SQLModel's documentation show
+
+
+@pytest.fixture
+def shared_session() -> Iterator[Session]:
+    """One session for all requests, on a database in memory."""
+    engine = create_engine("sqlite://", connect_args={"check_same_thread": False}, poolclass=StaticPool)
+    SQLModel.metadata.create_all(engine)
+    with Session(engine) as session:
+        main.app.dependency_overrides[db.get_session] = lambda: session
+        yield session
+    main.app.dependency_overrides.clear()
+    engine.dispose()
+
+
+@pytest.fixture
+def session_of_another_engine(tmp_path: Path) -> Iterator[Session]:
+    """A session for each request, on an engine that knows nothing of ours."""
+    engine: Engine = create_engine(f"sqlite:///{tmp_path}/other.db")
+    SQLModel.metadata.create_all(engine)
+
+    def get_session() -> Iterator[Session]:
+        with Session(engine) as session:
+            yield session
+
+    main.app.dependency_overrides[db.get_session] = get_session
+    with Session(engine) as session:
+        yield session
+    main.app.dependency_overrides.clear()
+    engine.dispose()
+
+
+@pytest.fixture
+def session_of_a_plain_engine(client: TestClient) -> Iterator[Session]:
+    """The same on our database, with transactions as SQLAlchemy has them by default."""
+    engine: Engine = create_engine(db.DATABASE_URL)
+
+    def get_session() -> Iterator[Session]:
+        with Session(engine) as session:
+            yield session
+
+    main.app.dependency_overrides[db.get_session] = get_session
+    with Session(engine) as session:
+        yield session
+    main.app.dependency_overrides.clear()
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "override", ["shared_session", "session_of_another_engine", "session_of_a_plain_engine"]
+)
+def test_every_task_endpoint_works_with_a_session_of_ones_own(
+    user: Caller, stranger: Caller, override: str, request: pytest.FixtureRequest
+) -> None:
+    session: Session = request.getfixturevalue(override)
+    milk, bread = user.make("Milk", description="two"), user.make("Bread")
+    path = f"/{milk['id']}"
+    assert user("GET").json() == [bread, milk]
+    assert user("GET", path).json() == milk
+
+    renamed = user("PUT", path, json={"title": "Oat milk"}).json()
+    assert renamed == milk | {"title": "Oat milk", "updated_at": renamed["updated_at"]}
+    assert user("GET", path).json() == renamed
+    cleared = user("PATCH", path, json={"description": None}).json()
+    assert cleared == renamed | {"description": None, "updated_at": cleared["updated_at"]}
+    for completed in (True, False, True):
+        toggled = user("PATCH", f"{path}/complete").json()
+        assert toggled == cleared | {"completed": completed, "updated_at": toggled["updated_at"]}
+    assert user.titles("?completed=true&search=OAT&sort=title&limit=1") == ["Oat milk"]
+
+    for method, suffix, body in (
+        ("GET", "", None),
+        ("PUT", "", {"title": "x"}),
+        ("PATCH", "/complete", None),
+        ("DELETE", "", None),
+    ):
+        check_error(stranger(method, path + suffix, json=body), 404, "not_found")
+    mine = select(Task).where(Task.user_id == user.user_id).order_by(Task.id)  # type: ignore[arg-type]  # a column
+    assert [task.title for task in session.exec(mine)] == ["Oat milk", "Bread"]
+
+    assert user("DELETE", path).status_code == 204
+    check_error(user("DELETE", path), 404, "not_found")
+    assert user("GET").json() == [bread]
+    session.expire_all()
+    session.rollback()
+    assert [task.title for task in session.exec(mine)] == ["Bread"]
+
+
+def test_accounts_work_with_a_session_of_ones_own(
+    client: TestClient, shared_session: Session, fresh_limits: object
+) -> None:
+    body = {"email": "ann@example.com", "password": "correct horse"}
+    assert client.post("/api/auth/register", json=body).status_code == 201
+    check_error(client.post("/api/auth/register", json=body), 409, "conflict")
+    bearer = client.post("/api/auth/login", json=body).json()["access_token"]
+    headers = {"Authorization": f"Bearer {bearer}"}
+    assert client.get("/api/auth/me", headers=headers).json()["email"] == "ann@example.com"
+    assert client.post("/api/auth/logout", headers=headers).status_code == 204
+    check_error(client.get("/api/auth/me", headers=headers), 401, "unauthorized")
+
+
+# Who waits for a session
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """Nobody can write to the tasks that are here now, until this ends."""
+    with db.engine.connect() as connection:
+        connection.detach()  # it takes nobody's place in the pool
+        if POSTGRES:
+            connection.exec_driver_sql("BEGIN")
+            connection.exec_driver_sql("SELECT 1 FROM tasks FOR UPDATE")
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield
+        connection.exec_driver_sql("ROLLBACK")
+        connection.close()
+
+
+class Crowd:
+    """Users whose requests wait for a lock."""
+
+    def __init__(self, client: TestClient, pool: ThreadPoolExecutor) -> None:
+        self.client, self.pool = client, pool
+        self.waiting: list[Future[Any]] = []
+
+    def user(self, name: str, requests: int) -> Callable[[], None]:
+        user = Caller(self.client, name)
+        path = f"/{user.make()['id']}/complete"
+
+        def send() -> None:
+            self.waiting += [self.pool.submit(user, "PATCH", path) for _ in range(requests)]
+
+        return send
+
+
+@pytest.fixture
+def crowd(client: TestClient) -> Iterator[Crowd]:
+    with ThreadPoolExecutor(50) as pool:
+        crowd = Crowd(client, pool)
+        yield crowd
+        assert {request.result().status_code for request in crowd.waiting} <= {200}
+
+
+def in_use() -> int:
+    return int(db.engine.pool.checkedout())  # type: ignore[attr-defined]  # of a QueuePool, which ours is
+
+
+def test_user_who_floods_the_api_waits_alone(crowd: Crowd, stranger: Caller) -> None:
+    """Three of the ten connections at most, so that two thirds are for the others."""
+    send = crowd.user("flood", 20)
+    with locked():
+        send()
+        until(lambda: in_use() == 3)
+        for _ in range(10):
+            assert stranger("GET").status_code == 200
+        assert in_use() == 3
+        assert not any(request.done() for request in crowd.waiting)
+
+
+def test_health_does_not_wait_for_a_connection(crowd: Crowd, fresh_client: TestClient) -> None:
+    sends = [crowd.user(f"user {number}", 3) for number in range(4)]
+    with locked():
+        for send in sends:
+            send()
+        until(lambda: in_use() == 10)
+        with counted() as cost:
+            assert fresh_client.get("/health").status_code == 200
+        assert cost() >= 1
+        assert not any(request.done() for request in crowd.waiting)

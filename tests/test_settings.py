@@ -1,0 +1,416 @@
+"""Each setting: what is understood, what is the default, and what ends the start. No server is started."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from limits.storage import MemoryStorage
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+
+import db
+from tests.conftest import SECRET, Refusal, fresh
+
+# .env and ENVIRONMENT
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's folder, as it is before the first start; no secret in the environment."""
+    shutil.copy(db.ROOT / ".env.example", tmp_path)
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "")
+    return tmp_path
+
+
+def secret_after_a_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", "")
+    fresh("db.py", folder)
+    return str(fresh("auth.py").SECRET)
+
+
+def test_first_start_makes_an_env_file_with_a_secret_and_the_next_keeps_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = secret_after_a_start(folder, monkeypatch)
+    assert len(bytes.fromhex(secret)) == 32
+    env = folder / ".env"
+    assert env.stat().st_mode & 0o777 == 0o600
+    assert env.read_text().replace(secret, "") == (folder / ".env.example").read_text()
+    assert secret_after_a_start(folder, monkeypatch) == secret
+    assert sorted(path.name for path in folder.iterdir()) == [".env", ".env.example"]
+    env.unlink()
+    assert secret_after_a_start(folder, monkeypatch) != secret
+
+
+def test_env_file_that_another_worker_made_meanwhile_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = "o" * 64
+    link = os.link
+
+    def link_too_late(source: str, target: Path) -> None:
+        target.write_text(f"BETTER_AUTH_SECRET={theirs}\n")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_too_late)
+    assert secret_after_a_start(folder, monkeypatch) == theirs
+
+
+def test_env_file_without_a_secret_is_not_touched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    (folder / ".env").write_text("DATABASE_URL=\n")
+    assert "BETTER_AUTH_SECRET is not set" in refusal(secret_after_a_start, folder, monkeypatch)
+    assert (folder / ".env").read_text() == "DATABASE_URL=\n"
+
+
+def test_env_file_is_read_and_the_environment_wins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".env").write_text("ENVIRONMENT=staging\nDATABASE_URL=sqlite:///of_the_file.db\n")
+    monkeypatch.delenv("ENVIRONMENT")
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///of_the_environment.db")
+    started = fresh("db.py", folder)
+    assert started.ENVIRONMENT == "staging"
+    assert started.DATABASE_URL.database == "of_the_environment.db"
+
+
+@pytest.mark.parametrize("environment", ["staging", "production"])
+def test_no_secret_is_made_outside_development(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal, environment: str
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", environment)
+    assert "BETTER_AUTH_SECRET is not set" in refusal(secret_after_a_start, folder, monkeypatch)
+    assert not (folder / ".env").exists()
+
+
+def test_no_secret_is_made_beside_better_auth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", "https://app.example.com")
+    fresh("db.py", folder)
+    assert not (folder / ".env").exists()
+
+
+def test_env_file_in_utf16_is_refused(folder: Path, refusal: Refusal) -> None:
+    (folder / ".env").write_text("DATABASE_URL=\n", encoding="utf-16")
+    assert ".env is not UTF-8 text" in refusal(fresh, "db.py", folder)
+
+
+def test_env_file_that_cannot_be_made_is_refused(folder: Path, refusal: Refusal) -> None:
+    assert ".env cannot be made" in refusal(fresh, "db.py", folder / "nowhere")
+
+
+def test_unknown_environment_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    monkeypatch.setenv("ENVIRONMENT", "prod")
+    line = refusal(fresh, "db.py", folder)
+    assert "ENVIRONMENT is 'prod', not development, staging or production" in line
+
+
+# BETTER_AUTH_SECRET
+
+
+@pytest.fixture(params=["staging", "production"])
+def strict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVIRONMENT", request.param)
+    monkeypatch.setattr(db, "ENVIRONMENT", request.param)  # which the other modules read
+
+
+GOOD_SECRETS = {"hex": SECRET, "32 bytes": "x7Kq4mW9" * 4, "16 characters of two bytes": "äöüßéèñç" * 2}
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("secret", GOOD_SECRETS.values(), ids=GOOD_SECRETS)
+def test_good_secrets_are_taken(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", secret)
+    assert secret == fresh("auth.py").SECRET
+
+
+RANDOM = "x7Kq4mW9pR2tY8vB3nL6cD1fG5hJ0sZa"
+PLACEHOLDERS = {
+    "change": f"change-me-{RANDOM}",
+    "Change": f"{RANDOM} CHANGE THIS",
+    "replace": f"replace-{RANDOM}",
+    "example": f"example-{RANDOM}",
+    "placeholder": f"{RANDOM}-placeholder",
+    "your-": f"your-secret-{RANDOM}",
+    "your_": f"YOUR_SECRET_{RANDOM}",
+    "your and a blank": f"your secret {RANDOM}",
+    "Better Auth's default": "better-auth-secret-123456789012345",
+    "SSH key": f"ssh-ed25519 {RANDOM}",
+    "PEM": f"-----BEGIN PUBLIC KEY-----{RANDOM}",
+    "one letter": "x" * 40,
+    "seven letters": "abcdefg" * 6,
+}
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize("secret", PLACEHOLDERS.values(), ids=PLACEHOLDERS)
+def test_placeholders_are_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal, secret: str) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", secret)
+    line = refusal(fresh, "auth.py")
+    assert "BETTER_AUTH_SECRET is" in line
+    assert "placeholder" in line
+    assert "openssl rand -hex 32" in line
+    assert secret not in line
+
+
+@pytest.mark.usefixtures("strict")
+@pytest.mark.parametrize(
+    ("secret", "reason"), [("", "is not set"), (RANDOM[:31], "is short")], ids=["none", "31 bytes"]
+)
+def test_short_secrets_are_refused(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, secret: str, reason: str
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", secret)
+    line = refusal(fresh, "auth.py")
+    assert f"BETTER_AUTH_SECRET {reason}" in line
+    assert "openssl rand -hex 32" in line
+
+
+# BETTER_AUTH_URL and CORS_ORIGINS
+
+ORIGINS = {
+    "https://app.example.com": "https://app.example.com",
+    "https://app.example.com/": "https://app.example.com",
+    "HTTPS://App.Example.COM": "https://app.example.com",
+    "  http://localhost:3000 ": "http://localhost:3000",
+    "https://app.example.com:443": "https://app.example.com",
+    "http://localhost:80": "http://localhost",
+    "http://localhost:443": "http://localhost:443",
+    "https://localhost:80": "https://localhost:80",
+    "https://a.example:8443": "https://a.example:8443",
+    "http://my_host": "http://my_host",
+    "http://127.0.0.1:3000": "http://127.0.0.1:3000",
+    "http://[::1]:3000": "http://[::1]:3000",
+    "http://[2001:DB8::1]": "http://[2001:db8::1]",
+}
+
+
+@pytest.mark.parametrize(("given", "origin"), ORIGINS.items())
+def test_origins_are_understood_as_browsers_write_them(
+    monkeypatch: pytest.MonkeyPatch, given: str, origin: str
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", given)
+    monkeypatch.setenv("CORS_ORIGINS", given)
+    started = fresh("auth.py")
+    assert (origin, f"{origin}/api/auth") == (started.ORIGIN, started.AUTH_URL)
+    assert [origin] == started.CORS_ORIGINS
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("https://a.example/api/auth", "https://a.example/api/auth"),
+        ("https://a.example/api/auth/", "https://a.example/api/auth"),
+        ("https://a.example:443/Sign-In/v1.0", "https://a.example/Sign-In/v1.0"),
+    ],
+)
+def test_better_auth_url_may_have_a_base_path(monkeypatch: pytest.MonkeyPatch, given: str, url: str) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", given)
+    started = fresh("auth.py")
+    assert ("https://a.example", url) == (started.ORIGIN, started.AUTH_URL)
+
+
+def test_better_auth_url_is_unset_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BETTER_AUTH_URL")
+    assert not fresh("auth.py").ORIGIN
+
+
+NO_ORIGINS = ["*", "localhost:3000", "app.example.com", "ftp://a.example", "https://", "https:///", "null"]
+NO_ORIGINS += [
+    "https://a.example?x=1",
+    "https://a.example/#x",
+    "https://u:p@a.example",
+    "https://a.example:port",
+]
+NO_ORIGINS += ["https://a.example:123456", "http://[::1", "https://a b.example", "https://a.example\nx"]
+
+
+@pytest.mark.parametrize("given", NO_ORIGINS)
+@pytest.mark.parametrize("variable", ["BETTER_AUTH_URL", "CORS_ORIGINS"])
+def test_what_is_no_origin_is_refused(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, variable: str, given: str
+) -> None:
+    monkeypatch.setenv(variable, given)
+    line = refusal(fresh, "auth.py")
+    assert f"{variable} has {given!r}" in line
+    assert "origin such as https://app.example.com" in line
+
+
+def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", " https://A.example/ ,, http://b.example:80,http://[::1]:3000 , ")
+    assert fresh("auth.py").CORS_ORIGINS == ["https://a.example", "http://b.example", "http://[::1]:3000"]
+
+
+def test_one_bad_origin_among_good_ones_is_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "https://a.example,b.example")
+    assert "CORS_ORIGINS has 'b.example'" in refusal(fresh, "auth.py")
+
+
+@pytest.mark.parametrize(
+    ("better_auth", "default"),
+    [("", "http://localhost:3000"), ("https://app.example.com/sign-in", "https://app.example.com")],
+)
+def test_cors_origins_default_to_the_frontend(
+    monkeypatch: pytest.MonkeyPatch, better_auth: str, default: str
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_URL", better_auth)
+    monkeypatch.setenv("CORS_ORIGINS", "")
+    assert [default] == fresh("auth.py").CORS_ORIGINS
+    monkeypatch.setenv("CORS_ORIGINS", "https://other.example")
+    assert fresh("auth.py").CORS_ORIGINS == ["https://other.example"]
+
+
+# DATABASE_URL
+
+DATABASE_URLS = {
+    "": "sqlite:///todo.db",
+    "sqlite:///other.db": "sqlite:///other.db",
+    "sqlite:////absolute/other.db": "sqlite:////absolute/other.db",
+    "sqlite+aiosqlite:///other.db": "sqlite:///other.db",
+    "postgres://u:p@h/d": "postgresql+psycopg2://u:p@h/d",
+    "postgresql://u:p@h/d": "postgresql+psycopg2://u:p@h/d",
+    "postgresql+asyncpg://u:p@h:6543/d": "postgresql+psycopg2://u:p@h:6543/d",
+    "postgresql+psycopg2://u:p%40ss@h/d": "postgresql+psycopg2://u:p%40ss@h/d",
+    "postgresql://u:p,w@h/d": "postgresql+psycopg2://u:p%2Cw@h/d",
+}
+
+
+@pytest.mark.parametrize(("pasted", "used"), DATABASE_URLS.items())
+def test_database_urls_are_understood_as_people_have_them(
+    monkeypatch: pytest.MonkeyPatch, pasted: str, used: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", pasted)
+    used_url = fresh("db.py").DATABASE_URL
+    assert used_url.set(query={}).render_as_string(hide_password=False) == used
+
+
+def libpq_arguments() -> dict[str, Any]:
+    """What libpq would be asked to connect with."""
+    dialect: Any = PGDialect_psycopg2
+    positional, named = dialect().create_connect_args(fresh("db.py").DATABASE_URL)
+    assert not positional
+    return dict(named)
+
+
+def test_connections_are_utf8_and_neither_opened_nor_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@h/d")
+    assert libpq_arguments() == {
+        "host": "h",
+        "user": "u",
+        "password": "p",
+        "dbname": "d",
+        "client_encoding": "utf8",
+        "connect_timeout": "10",
+        "keepalives_idle": "30",
+        "tcp_user_timeout": "3000",
+    }
+
+
+def test_what_the_database_url_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    neon = "postgresql://me:npg_x@ep-a-1-pooler.eu-central-1.aws.neon.tech/neondb?sslmode=require"
+    monkeypatch.setenv("DATABASE_URL", neon + "&channel_binding=require&connect_timeout=3")
+    arguments = libpq_arguments()
+    assert (arguments["sslmode"], arguments["channel_binding"]) == ("require", "require")
+    assert (arguments["connect_timeout"], arguments["keepalives_idle"]) == ("3", "30")
+
+
+SEVERAL_HOSTS = {
+    "ports": ("u@a:5432,b:5433", "a,b", "5432,5433"),
+    "no ports": ("u:p@a,b,c", "a,b,c", ""),
+    "no user": ("a:1,b:2", "a,b", "1,2"),
+}
+
+
+@pytest.mark.parametrize(("hosts", "names", "ports"), SEVERAL_HOSTS.values(), ids=SEVERAL_HOSTS)
+def test_database_url_may_have_several_hosts(
+    monkeypatch: pytest.MonkeyPatch, hosts: str, names: str, ports: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://{hosts}/d?target_session_attrs=read-write")
+    arguments = libpq_arguments()
+    assert (arguments["host"], arguments["dbname"]) == (names, "d")
+    assert arguments.get("port", "").strip(",") == ports
+    assert arguments["target_session_attrs"] == "read-write"
+
+
+BAD_DATABASE_URLS = {
+    "no URL": ("my database", "DATABASE_URL is not a database URL: postgresql://user:password@host/name"),
+    "no port": ("postgresql://u:pa55@h:port/d", "DATABASE_URL is not a database URL"),
+    "MySQL": ("mysql://root:pa55@localhost/d", "names 'mysql'; only PostgreSQL and SQLite are supported"),
+    "two @": ("postgresql://u:pa55@word@h/d", "has two @; the one in the password is written %40"),
+    "SQLite without a file": ("sqlite://", "DATABASE_URL names no file"),
+    "SQLite in memory": ("sqlite:///:memory:", "DATABASE_URL names no file"),
+    "SQLite with a file: URL": ("sqlite:///file:x?mode=memory&uri=true", "DATABASE_URL names no file"),
+}
+
+
+@pytest.mark.parametrize(("given", "reason"), BAD_DATABASE_URLS.values(), ids=BAD_DATABASE_URLS)
+def test_unusable_database_urls_are_refused(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, given: str, reason: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", given)
+    line = refusal(fresh, "db.py")
+    assert reason in line
+    assert "pa55" not in line
+
+
+@pytest.mark.usefixtures("strict")
+def test_database_url_must_be_set_outside_development(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "")
+    assert "DATABASE_URL is not set" in refusal(fresh, "db.py")
+
+
+# AUTH_RATE_LIMIT and RATE_LIMIT_STORAGE
+
+
+@pytest.mark.parametrize(
+    ("given", "attempts", "seconds"), [("", 10, 60), ("3/hour", 3, 3600), ("100 per 2 minutes", 100, 120)]
+)
+def test_rate_limits_are_understood(
+    monkeypatch: pytest.MonkeyPatch, given: str, attempts: int, seconds: int
+) -> None:
+    monkeypatch.setenv("AUTH_RATE_LIMIT", given)
+    started = fresh("routes/auth.py")
+    assert (started.LIMIT.amount, started.LIMIT.get_expiry()) == (attempts, seconds)
+    assert isinstance(started.limiter.storage, MemoryStorage)
+
+
+BAD_LIMITS = {
+    "words": ("a lot", "AUTH_RATE_LIMIT is not one limit such as 10/minute"),
+    "no period": ("10", "AUTH_RATE_LIMIT is not one limit"),
+    "two limits": ("10/minute;100/hour", "AUTH_RATE_LIMIT is not one limit"),
+    "none": ("0/minute", "AUTH_RATE_LIMIT "),
+}
+
+
+@pytest.mark.parametrize(("given", "reason"), BAD_LIMITS.values(), ids=BAD_LIMITS)
+def test_unusable_rate_limits_are_refused(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, given: str, reason: str
+) -> None:
+    monkeypatch.setenv("AUTH_RATE_LIMIT", given)
+    assert reason in refusal(fresh, "routes/auth.py")
+
+
+BAD_STORAGES = {
+    "unknown": ("floppy://u:pa55@a", "RATE_LIMIT_STORAGE cannot be used: unknown"),
+    "no URI": ("pa55", "RATE_LIMIT_STORAGE cannot be used"),
+    "bad port": ("redis://u:pa55@127.0.0.1:port", "RATE_LIMIT_STORAGE cannot be used"),
+    "asynchronous and unknown": ("async+floppy://u:pa55@a", "RATE_LIMIT_STORAGE cannot be used"),
+}
+
+
+@pytest.mark.parametrize(("given", "reason"), BAD_STORAGES.values(), ids=BAD_STORAGES)
+def test_unusable_storages_are_refused_without_their_password(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, given: str, reason: str
+) -> None:
+    monkeypatch.setenv("RATE_LIMIT_STORAGE", given)
+    line = refusal(fresh, "routes/auth.py")
+    assert reason in line
+    assert "pa55" not in line
+
+
+def test_storage_that_is_away_is_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+    monkeypatch.setattr(MemoryStorage, "check", lambda _storage: False)
+    assert "RATE_LIMIT_STORAGE cannot be reached" in refusal(fresh, "routes/auth.py")
