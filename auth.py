@@ -23,7 +23,9 @@ def origin_and_path(variable: str, url: str) -> tuple[str, str]:
     pattern = r"(https?)://([a-z\d_.-]+|\[[a-f\d:.]+\])(:\d{1,5})?(/[\w./-]*)?"
     match = re.fullmatch(pattern, url.strip(), re.IGNORECASE | re.ASCII)
     if not match:
-        refuse_to_start(f"{variable} has {url!r}, which is not an origin such as https://app.example.com")
+        refuse_to_start(
+            f"{variable} has {url.rpartition('@')[2]!r}, which is not an origin such as https://app.example.com"
+        )
     scheme, host, port, path = match.groups(default="")
     if f"{scheme}{port}".lower() in ("http:80", "https:443"):
         port = ""
@@ -54,11 +56,10 @@ def unauthorized(message: str) -> HTTPException:
 ALGORITHMS = ("EdDSA", "ES256", "ES512", "PS256", "RS256")  # of Better Auth's jwt plugin
 
 
+# The public keys of a Better Auth server (its JWKS), fetched when a token needs one not seen before.
+# PyJWT's own client fetches, but is not asked to remember: it would forget all keys after a while even
+# if the server is away, and while the server hangs let requests wait for one timeout after the other.
 class KeyRing:
-    """The public keys of a Better Auth server (its JWKS), fetched when a token needs one not seen before."""
-
-    # PyJWT's own client fetches, but is not asked to remember: it would forget all keys after a while even
-    # if the server is away, and while the server hangs let requests wait for one timeout after the other.
     REFRESH = 3600.0  # seconds until the keys are fetched again, and withdrawn ones forgotten
     PAUSE = 10.0  # seconds to leave the server alone, once it had nothing for us
     TIMEOUT = 4.0

@@ -80,9 +80,10 @@ def database_url() -> URL:
     if not text:
         refuse_to_start(f"DATABASE_URL is not set, and ENVIRONMENT is {ENVIRONMENT}.")
     # postgresql://user:password@a:5432,b:5432/name has several hosts; SQLAlchemy wants each in the query.
-    hosts = re.search(r"(?<=[@/])[^@/?]*,[^@/?]*(?=[/?]|$)", text) if text.startswith("postgres") else None
+    host = r"[\w.-]+(?::\d+)?"
+    several = re.search(rf"^[\w+]+://(?:[^@]*@)?({host}(?:,{host})+)(?=[/?]|$)", text)
     try:
-        url = make_url(text.replace(hosts[0], "", 1) if hosts else text)
+        url = make_url(text[: several.start(1)] + text[several.end(1) :] if several else text)
     except (exc.ArgumentError, ValueError):
         refuse_to_start("DATABASE_URL is not a database URL: postgresql://user:password@host/name")
     backend = url.drivername.partition("+")[0]
@@ -94,8 +95,7 @@ def database_url() -> URL:
         refuse_to_start(f"DATABASE_URL names {backend!r}; only PostgreSQL and SQLite are supported.")
     if "@" in (url.host or ""):
         refuse_to_start("DATABASE_URL has two @; the one in the password is written %40.")
-    if hosts:
-        url = url.update_query_pairs([("host", host) for host in hosts[0].split(",")])
+    url = url.update_query_pairs([("host", each) for each in several[1].split(",")] if several else [])
     # connect_timeout is for the start; while requests wait, wait_for_postgres minds the time.
     libpq = {"client_encoding": "utf8", "connect_timeout": "10", "keepalives_idle": "30"}
     libpq["tcp_user_timeout"] = "3000"  # milliseconds until a host without power is given up for the next one

@@ -9,12 +9,13 @@ import anyio
 from fastapi import FastAPI, HTTPException, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, select
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from auth import CORS_ORIGINS, ORIGIN, WHERE_TOKENS_ARE
-from db import engine, logger, migrate
+from db import engine, logger, migrate, one_line
 from models import Task
 from routes import auth, tasks
 from routes.errors import HANDLERS, can_fail, error_response
@@ -74,19 +75,18 @@ async def health() -> dict[str, str]:
                 with anyio.move_on_after(1.5):
                     await anyio.to_thread.run_sync(ask_database, abandon_on_cancel=True)
                     Health.good = True
-            finally:
-                Health.known_until = time.monotonic() + 1
+            except SQLAlchemyError as error:
+                logger.error("Not healthy: %s", one_line(error))
+            Health.known_until = time.monotonic() + 1
     if not Health.good:
         raise HTTPException(503, "The database does not respond", {"Retry-After": "5"})
     return {"status": "ok"}
 
 
+# Refuses large bodies, and treats /tasks/ as /tasks. (FastAPI's max_body_size is of no use here: its 413 has
+# neither our shape nor CORS headers.) In ASGI, scope describes the request, receive() brings its body in
+# pieces, and send() takes the response.
 class LimitRequests:
-    """Refuses large bodies, and treats /tasks/ as /tasks."""
-
-    # In ASGI, scope describes the request, receive() brings its body in pieces, send() takes the response.
-    # FastAPI's max_body_size is of no use here: its 413 has neither our shape nor CORS headers.
-
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
@@ -106,9 +106,8 @@ class LimitRequests:
         await self.app(scope, receive_within_limit, send)
 
 
+# Adds headers, and responds to unexpected failures.
 class SecureResponses:
-    """Adds headers, and responds to unexpected failures."""
-
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 

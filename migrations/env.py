@@ -36,9 +36,7 @@ if ON_SQLITE:
 with engine.connect() as connection:
     connection.detach()  # so that it is closed afterwards, and with it whatever a failure leaves open
     if not ON_SQLITE and ENVIRONMENT != "development" and can_be_read(connection.connection.dbapi_connection):
-        logger.warning(
-            "The connection to the database is not encrypted: add ?sslmode=require to its URL"
-        )
+        logger.warning("The connection to the database is not encrypted: add ?sslmode=require to its URL")
     with connection.begin():
         if ON_SQLITE:
             connection.exec_driver_sql("BEGIN IMMEDIATE")

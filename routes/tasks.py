@@ -64,7 +64,7 @@ def list_tasks(
     search: Search = None,
     sort: Sort = "-created_at",
 ) -> Sequence[Task]:
-    """Your tasks, newest first unless `sort` says otherwise. A `Link` header leads to the pages around it."""
+    """Your tasks, newest first unless sort says otherwise. The header Link leads to the pages around it."""
     statement = SORTED_TASKS[sort]
     if completed is not None:
         statement = statement.where(Task.completed == completed)

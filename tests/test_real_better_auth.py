@@ -3,6 +3,7 @@
 import os
 import secrets
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.conftest import check_error, until
+from tests.conftest import check_error
 from tests.node import install
 from tests.server import copy_project, free_port, serving
 
@@ -68,8 +69,9 @@ def better_auth(node: Path, path: str = "", **variables: str) -> Iterator[str]:
             ["node", "server.js"], cwd=node, env=environment | variables, stdout=log, stderr=log
         )
         try:
-            until(lambda: listens(url) or process.poll() is not None)
-            assert process.poll() is None, Path(node, "log").read_text()
+            while not listens(url):
+                assert process.poll() is None, Path(node, "log").read_text()
+                time.sleep(0.05)
             yield url
         finally:
             process.kill()

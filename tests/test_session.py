@@ -1,5 +1,6 @@
 """The session of a request: a plain one of SQLModel, which a test may replace; and who waits for one."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -7,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, exc
 from sqlmodel import Session, SQLModel, StaticPool, create_engine, select
 
 import db
 import main
 from models import Task
-from tests.conftest import POSTGRES, Caller, check_error, counted, until
+from tests.conftest import POSTGRES, Caller, Clock, check_error, counted, fresh, until
 
 # The two overrides that FastAPI's and SQLModel's documentation show
 
@@ -186,3 +188,25 @@ def test_health_does_not_wait_for_a_connection(crowd: Crowd, fresh_client: TestC
             assert fresh_client.get("/health").status_code == 200
         assert cost() >= 1
         assert not any(request.done() for request in crowd.waiting)
+
+
+def test_request_that_waited_five_seconds_for_a_connection_is_given_up(uptime: Clock) -> None:
+    own = fresh("db.py")  # with slots that no event loop has used yet
+
+    def session_of(user_id: str) -> Any:
+        return own.get_session(Request({"type": "http", "state": {"user_id": user_id}}))
+
+    async def wait() -> None:
+        sessions = [session_of(f"user {number}") for number in range(10)]
+        for session in sessions:
+            await anext(session)
+        last = asyncio.ensure_future(anext(session_of("the eleventh")))
+        await asyncio.sleep(0)  # now it waits
+        assert not last.done()
+        uptime.forward(5.1)
+        await sessions[0].aclose()
+        with pytest.raises(exc.TimeoutError):
+            await last
+        await anext(session_of("the next, who did not wait"))
+
+    asyncio.run(wait())

@@ -217,12 +217,7 @@ def test_better_auth_url_is_unset_by_default(monkeypatch: pytest.MonkeyPatch) ->
 
 
 NO_ORIGINS = ["*", "localhost:3000", "app.example.com", "ftp://a.example", "https://", "https:///", "null"]
-NO_ORIGINS += [
-    "https://a.example?x=1",
-    "https://a.example/#x",
-    "https://u:p@a.example",
-    "https://a.example:port",
-]
+NO_ORIGINS += ["https://a.example?x=1", "https://a.example/#x", "https://a.example:port"]
 NO_ORIGINS += ["https://a.example:123456", "http://[::1", "https://a b.example", "https://a.example\nx"]
 
 
@@ -235,6 +230,16 @@ def test_what_is_no_origin_is_refused(
     line = refusal(fresh, "auth.py")
     assert f"{variable} has {given!r}" in line
     assert "origin such as https://app.example.com" in line
+
+
+@pytest.mark.parametrize("variable", ["BETTER_AUTH_URL", "CORS_ORIGINS"])
+def test_password_in_an_origin_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "https://u:pa55@a.example")
+    line = refusal(fresh, "auth.py")
+    assert f"{variable} has 'a.example'" in line
+    assert "pa55" not in line
 
 
 def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,16 +28,16 @@ class Wire:
                     near.close()
                     continue
                 self.pairs.append((near, far))
-                turn = ["server"]
+                last = ["server"]  # who sent something last
                 for source, sink, name in ((near, far, "client"), (far, near, "server")):
-                    threading.Thread(target=self.pump, args=(source, sink, name, turn), daemon=True).start()
+                    threading.Thread(target=self.pump, args=(source, sink, name, last), daemon=True).start()
 
-    def pump(self, source: socket.socket, sink: socket.socket, name: str, turn: list[str]) -> None:
+    def pump(self, source: socket.socket, sink: socket.socket, name: str, last: list[str]) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                if name == "client" and turn[0] == "server":
+                if name == "client" and last[0] == "server":
                     self.trips += 1  # the client speaks after the server spoke
-                turn[0] = name
+                last[0] = name
                 time.sleep(self.delay)
                 self.flowing.wait()
                 sink.sendall(data)

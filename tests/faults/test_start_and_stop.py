@@ -44,5 +44,6 @@ def test_sigterm_lets_running_requests_finish(cluster: Cluster, workers: str) ->
         api.server.process.send_signal(signal.SIGTERM)
         clients.join()
         assert codes == [201] * 10
-        assert api.server.process.wait(10) == 0
+        # uvicorn ends as SIGTERM would have ended it; with several workers, its supervisor just ends.
+        assert api.server.process.wait(10) in (0, -signal.SIGTERM)
     wire.cut()
