@@ -67,7 +67,9 @@ class Server:
                 return error.code
 
     def wait(self) -> None:
+        deadline = time.monotonic() + 60
         while self.process.poll() is None:
+            assert time.monotonic() < deadline, "the server did not respond within a minute"
             with suppress(OSError):
                 self.get("/health")
                 return

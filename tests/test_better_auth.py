@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ class BetterAuth:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                with suppress(BrokenPipeError):  # who asked has given up
+                    self.respond()
+
+            def respond(self) -> None:
                 assert self.path == outer.path
                 outer.asked += 1
                 if outer.drips:

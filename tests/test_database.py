@@ -60,6 +60,15 @@ def test_errors_of_the_database_do_not_tell_the_data(user: Caller, caplog: pytes
 
 
 @pytest.mark.usefixtures("client")
+def test_errors_of_statements_hide_their_parameters() -> None:
+    with db.engine.connect() as connection, pytest.raises(exc.DBAPIError) as error:
+        connection.execute(text("SELECT :word FROM nowhere"), {"word": "s3cret"})
+    added = str(error.value).partition("[SQL: ")[2]  # what the driver said stands before it
+    assert "nowhere" in added
+    assert "s3cret" not in added
+
+
+@pytest.mark.usefixtures("client")
 @pytest.mark.slow
 def test_slow_statement_is_given_up_after_seconds() -> None:
     with ThreadPoolExecutor(1) as pool, pytest.raises(exc.OperationalError):

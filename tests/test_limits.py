@@ -1,5 +1,6 @@
 """Limits on guessing passwords and on making accounts: for each client and for each account."""
 
+import operator
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,14 @@ from routes import auth as accounts
 from tests.conftest import Clock, check_error, check_unavailable, until
 from tests.test_accounts import Account, address, post
 
-pytestmark = pytest.mark.usefixtures("fresh_limits")
+pytestmark = pytest.mark.usefixtures("fresh_limits", "cheap_passwords")
+
+
+@pytest.fixture
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of guesses would take long; that hashing is expensive is for test_accounts.py."""
+    monkeypatch.setattr(accounts, "hash_password", str)
+    monkeypatch.setattr(accounts, "password_matches", operator.eq)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -36,12 +37,6 @@ def test_list_sorts(user: Caller, sort: str, expected: str) -> None:
     ids = {title: user.make(title)["id"] for title in "bCa"}
     user("PATCH", f"/{ids['C']}/complete")
     assert "".join(user.titles(f"?sort={sort}")).lower() == expected
-
-
-def test_equal_titles_come_in_the_order_of_their_ids(user: Caller) -> None:
-    ids = [user.make("same")["id"] for _ in range(4)]
-    assert [task["id"] for task in user("GET", "?sort=title").json()] == ids
-    assert [task["id"] for task in user("GET", "?sort=-title").json()] == ids[::-1]
 
 
 def test_list_filters_by_completed(user: Caller) -> None:
@@ -144,6 +139,17 @@ def insert_tasks(user: Caller, *tasks: Mapping[str, object]) -> None:
     with engine.begin() as connection:
         connection.execute(insert(Task), [{**common, "completed": False, **task} for task in tasks])
     engine.dispose()
+
+
+@pytest.mark.parametrize("sort", ["created_at", "updated_at", "title"])
+def test_equals_are_sorted_by_id(user: Caller, sort: str) -> None:
+    """Whatever else is different about them: here the later tasks have the earlier times."""
+    moments = [now() - timedelta(hours=hour) for hour in range(4)]
+    others = {"created_at", "updated_at"} - {sort}
+    insert_tasks(user, *[dict.fromkeys(others, moment) for moment in moments])
+    ids = [task["id"] for task in user("GET", f"?sort={sort}").json()]
+    assert ids == sorted(ids)
+    assert [task["id"] for task in user("GET", f"?sort=-{sort}").json()] == ids[::-1]
 
 
 def test_list_is_a_hundred_tasks_by_default_and_a_thousand_at_most(user: Caller) -> None:

@@ -51,8 +51,7 @@ def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], 
     with primary_and_standby() as (primary, standby), ExitStack() as stack:
         host, _, name = primary.database().removeprefix("postgresql://app@").partition("/")
         hosts = f"{host},127.0.0.1:{standby.port}"
-        options = "target_session_attrs=read-write&tcp_user_timeout=2000"
-        with service(f"postgresql://app@{hosts}/{name}?{options}") as api:
+        with service(f"postgresql://app@{hosts}/{name}?target_session_attrs=read-write") as api:
             with load(api) as going:
                 lose(primary, stack)
                 until(lambda: api.health() == 503)
