@@ -155,6 +155,7 @@ def check_error(response: Any, status: int, code: str) -> Any:
     assert body["success"] is False
     assert set(body["error"]) == {"code", "message"}
     assert body["error"]["code"] == code
+    assert body["error"]["message"]
     if status == 422:
         assert all(set(item) == {"type", "loc", "msg"} for item in body["detail"])
     else:

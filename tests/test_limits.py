@@ -86,6 +86,8 @@ CLIENTS = {
     "IPv6, another /64": ("2001:db8:1:2::1", "2001:db8:1:3::1", 401),
     "IPv4, the same": ("192.0.2.1", "192.0.2.1", 429),
     "IPv4, its neighbour": ("192.0.2.1", "192.0.2.2", 401),
+    "IPv4 in IPv6, the same": ("::ffff:192.0.2.1", "192.0.2.1", 429),
+    "IPv4 in IPv6, its neighbour": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", 401),
     "no address, as with a Unix socket": ("testclient", "testclient", 429),
 }
 

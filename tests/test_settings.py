@@ -57,6 +57,21 @@ def test_env_file_that_another_worker_made_meanwhile_is_kept(
     assert secret_after_a_start(folder, monkeypatch) == theirs
 
 
+def test_env_file_is_complete_as_soon_as_it_is_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker may read it at once."""
+    found: list[str] = []
+    link = os.link
+
+    def link_and_read(source: str, target: Path) -> None:
+        link(source, target)
+        found.append(target.read_text())
+
+    monkeypatch.setattr(os, "link", link_and_read)
+    secret = secret_after_a_start(folder, monkeypatch)
+    assert found == [(folder / ".env").read_text()]
+    assert f"BETTER_AUTH_SECRET={secret}\n" in found[0]
+
+
 def test_env_file_without_a_secret_is_not_touched(
     folder: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
@@ -415,6 +430,11 @@ def test_unusable_storages_are_refused_without_their_password(
     line = refusal(fresh, "routes/auth.py")
     assert reason in line
     assert "pa55" not in line
+
+
+def test_storage_named_as_for_asynchronous_use_works_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE_LIMIT_STORAGE", "async+memory://")
+    assert type(fresh("routes/auth.py").limiter.storage) is MemoryStorage
 
 
 def test_storage_that_is_away_is_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:

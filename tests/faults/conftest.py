@@ -168,7 +168,7 @@ def service(url: str, *arguments: str) -> Iterator[Service]:
 
         clone = copy_project(Path(folder))
         variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
-        server = Logged(clone, "--no-access-log", *arguments, **variables)
+        server = Logged(clone, "--no-access-log", "--timeout-keep-alive", "60", *arguments, **variables)
         it = Service(server, clone / "log")
         try:
             server.wait()

@@ -57,5 +57,5 @@ def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], 
                 until(lambda: api.health() == 503)
                 run(standby.pg_ctl, "-D", standby.data, "-w", "promote")
                 before = len(going.made)
-                until(lambda: len(going.made) > before + 10)
+                until(lambda: len(going.made) > before + 10, 30)
             assert "Traceback" not in api.log.read_text()
