@@ -1,6 +1,8 @@
 """The schema: made by migrations alone, as the models say, at every start."""
 
+import ipaddress
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -11,7 +13,7 @@ from sqlalchemy import exc, inspect, text
 
 import db
 import main
-from tests.conftest import Caller, Refusal
+from tests.conftest import Caller, Refusal, on_postgres
 
 ALEMBIC = Config(toml_file=db.ROOT / "pyproject.toml")
 
@@ -82,3 +84,22 @@ def test_database_out_of_reach_ends_the_start(
     monkeypatch.setattr(command, "upgrade", unreachable)
     line = refusal(anyio.run, main.lifespan(main.app).__aenter__)
     assert line == "Not started: the database cannot be used: no response"
+
+
+@on_postgres
+@pytest.mark.usefixtures("client")
+@pytest.mark.parametrize(
+    ("environment", "far_away", "warned"),
+    [("production", True, True), ("production", False, False), ("development", True, False)],
+)
+def test_unencrypted_connection_beyond_private_networks_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    environment: str,
+    far_away: bool,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(db, "ENVIRONMENT", environment)
+    monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=far_away))
+    command.upgrade(ALEMBIC, "head")
+    assert ("The connection to the database is not encrypted" in caplog.text) is warned
