@@ -133,7 +133,7 @@ class SecureResponses:
             await response(scope, receive, send_with_headers)
 
 
-warn_once = lru_cache(maxsize=100)(logger.warning)  # a repeated call is answered from the cache
+warn_once = lru_cache(maxsize=100)(logger.warning)  # so a repeated call does nothing
 
 
 class CORS(CORSMiddleware):

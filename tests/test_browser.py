@@ -33,7 +33,7 @@ SWITCHES += [
 ]
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # what WebDriver calls a reference to an element
 SELECT_ALL = "\ue009a\ue000"  # Ctrl+A, and Ctrl let go
-PATIENCE = 20.0
+TIMEOUT = 20.0
 COME_TO_REST = """
 const [element] = arguments
 element.scrollIntoView({block: 'center', behavior: 'instant'})
@@ -79,7 +79,7 @@ class Browser:
         return self("POST", "/execute/sync", script=script, args=arguments)
 
     def until(self, look: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not (found := look()):
             assert time.monotonic() < deadline, self.run("return document.body.innerText")
             time.sleep(0.05)

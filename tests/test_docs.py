@@ -45,6 +45,40 @@ def test_every_operation_is_described(client: TestClient) -> None:
                 assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
 
 
+STATUSES = {
+    "GET /": "200",
+    "GET /health": "200 503",
+    "GET /api/{user_id}/tasks": "200 401 403 422 500 503",
+    "POST /api/{user_id}/tasks": "201 400 401 403 413 422 500 503",
+    "GET /api/{user_id}/tasks/{task_id}": "200 401 403 404 422 500 503",
+    "PUT /api/{user_id}/tasks/{task_id}": "200 400 401 403 404 413 422 500 503",
+    "PATCH /api/{user_id}/tasks/{task_id}": "200 400 401 403 404 413 422 500 503",
+    "DELETE /api/{user_id}/tasks/{task_id}": "204 401 403 404 422 500 503",
+    "PATCH /api/{user_id}/tasks/{task_id}/complete": "200 401 403 404 422 500 503",
+    "GET /api/auth/me": "200 401 500 503",
+    "POST /api/auth/register": "201 400 409 413 422 429 500 503",
+    "POST /api/auth/signup": "201 400 409 413 422 429 500 503",
+    "POST /api/auth/login": "200 400 401 413 422 429 500 503",
+    "POST /api/auth/logout": "204 400 401 500 503",
+}
+
+
+def test_every_status_of_every_operation_is_documented(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    documented = {
+        f"{method.upper()} {path}": " ".join(sorted(operation["responses"]))
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+    assert documented == STATUSES
+
+
+@pytest.mark.parametrize("model", ["Credentials", "NewAccount"])
+def test_forms_hide_what_is_typed_as_a_password(client: TestClient, model: str) -> None:
+    schema = client.get("/openapi.json").json()["components"]["schemas"][model]
+    assert schema["properties"]["password"]["format"] == "password"
+
+
 @pytest.mark.parametrize("model", ["TaskCreate", "TaskUpdate"])
 def test_fields_that_may_be_left_out_have_no_default(client: TestClient, model: str) -> None:
     """Generated clients would take a field with a default for one that must be sent."""

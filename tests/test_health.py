@@ -44,7 +44,9 @@ def test_health_is_a_second_old_at_most(fresh_client: TestClient, uptime: Clock)
     assert cost() == 1
 
 
-def test_database_without_our_tables_is_not_healthy(fresh_client: TestClient, uptime: Clock) -> None:
+def test_database_without_our_tables_is_not_healthy(
+    fresh_client: TestClient, uptime: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     with db.engine.connect() as connection:
         connection.execute(text("ALTER TABLE tasks RENAME TO elsewhere"))
         try:
@@ -54,5 +56,7 @@ def test_database_without_our_tables_is_not_healthy(fresh_client: TestClient, up
             connection.execute(text("ALTER TABLE elsewhere RENAME TO tasks"))
     check_unavailable(first)
     check_unavailable(second)
+    (line,) = [line for line in caplog.messages if line.startswith("Not healthy: ")]
+    assert "tasks" in line
     uptime.forward(1.1)
     assert fresh_client.get("/health").status_code == 200

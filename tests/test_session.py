@@ -106,9 +106,11 @@ def test_every_task_endpoint_works_with_a_session_of_ones_own(
     assert [task.title for task in session.exec(mine)] == ["Bread"]
 
 
+@pytest.mark.parametrize("override", ["shared_session", "session_of_another_engine"])
 def test_accounts_work_with_a_session_of_ones_own(
-    client: TestClient, shared_session: Session, fresh_limits: object
+    client: TestClient, fresh_limits: object, override: str, request: pytest.FixtureRequest
 ) -> None:
+    request.getfixturevalue(override)
     body = {"email": "ann@example.com", "password": "correct horse"}
     assert client.post("/api/auth/register", json=body).status_code == 201
     check_error(client.post("/api/auth/register", json=body), 409, "conflict")
