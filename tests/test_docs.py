@@ -73,6 +73,15 @@ def test_every_status_of_every_operation_is_documented(client: TestClient) -> No
     assert documented == STATUSES
 
 
+def test_operations_are_named_as_generated_clients_should_call_them(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
+    assert sorted(names) == [
+        *("create_task", "delete_task", "get_task", "health", "list_tasks", "login", "logout", "me"),
+        *("patch_task", "register", "root", "signup", "toggle_task", "update_task"),
+    ]
+
+
 @pytest.mark.parametrize("model", ["Credentials", "NewAccount"])
 def test_forms_hide_what_is_typed_as_a_password(client: TestClient, model: str) -> None:
     schema = client.get("/openapi.json").json()["components"]["schemas"][model]

@@ -1,5 +1,6 @@
 """/health: 200 after a real query, and soon, whatever is going on."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -7,7 +8,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 import db
-from tests.conftest import Clock, check_unavailable, counted
+import main
+from tests.conftest import Clock, check_unavailable, counted, until
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,29 @@ def test_health_is_a_second_old_at_most(fresh_client: TestClient, uptime: Clock)
     with counted() as cost:
         assert fresh_client.get("/health").status_code == 200
     assert cost() == 1
+
+
+def test_health_does_not_wait_for_a_database_that_hangs(
+    client: TestClient, uptime: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, release = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        release.wait(20)
+
+    monkeypatch.setattr(main, "ask_database", hang)
+    monkeypatch.setattr(main.Health, "known_until", 0.0)  # both are put back afterwards
+    monkeypatch.setattr(main.Health, "good", False)
+    with ThreadPoolExecutor(1) as pool:
+        health = pool.submit(client.get, "/health")
+        try:
+            until(asked.is_set)
+            uptime.forward(1.6)
+            client.get("/")  # wakes the event loop, which then sees what time it is
+            check_unavailable(health.result(timeout=10))
+        finally:
+            release.set()
 
 
 def test_database_without_our_tables_is_not_healthy(

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import exc
+from starlette.types import Message, Receive, Scope, Send
 
 import db
 import main
@@ -17,7 +18,7 @@ from routes import auth as accounts
 from tests.conftest import Clock, check_error, check_unavailable, until
 from tests.test_accounts import Account, address, post
 
-pytestmark = pytest.mark.usefixtures("fresh_limits", "cheap_passwords")
+pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
 
 
 @pytest.fixture
@@ -104,6 +105,27 @@ def test_client_is_an_ipv4_address_or_the_64_of_an_ipv6_one(first: str, second: 
 def test_logging_in_again_and_again_locks_nobody_out(ann: Account) -> None:
     for _ in range(12):
         ann.login()
+
+
+@pytest.mark.usefixtures("clock")
+def test_login_is_given_back_before_its_response_is_sent(
+    ann: Account, fresh_limits: FixedWindowRateLimiter
+) -> None:
+    """Else one who reads slowly, or logs in again at once, would still be counted."""
+    counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the one in memory
+    counters.clear()
+    seen: list[list[int]] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_look(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen.append(list(counters.values()))
+            await send(message)
+
+        await main.app(scope, receive, send_and_look)
+
+    assert post(TestClient(watched), "login", ann.email).status_code == 200
+    assert seen == [[0, 0]]
 
 
 @pytest.mark.usefixtures("clock")
