@@ -78,8 +78,9 @@ async def health() -> dict[str, str]:
             except SQLAlchemyError as error:
                 logger.error("Not healthy: %s", one_line(error))
             Health.known_until = time.monotonic() + 1
-        if not Health.good:
-            raise HTTPException(503, "The database does not respond", {"Retry-After": "5"})
+        good = Health.good
+    if not good:
+        raise HTTPException(503, "The database does not respond", {"Retry-After": "5"})
     return {"status": "ok"}
 
 
