@@ -33,11 +33,9 @@ def shared_session() -> Iterator[Session]:
     engine.dispose()
 
 
-@pytest.fixture
-def session_of_another_engine(tmp_path: Path) -> Iterator[Session]:
-    """A session for each request, on an engine that knows nothing of ours."""
-    engine: Engine = create_engine(f"sqlite:///{tmp_path}/other.db")
-    SQLModel.metadata.create_all(engine)
+@contextmanager
+def each_request_has_a_session_of(engine: Engine) -> Iterator[Session]:
+    """Yields one more session, to look at what the requests have done."""
 
     def get_session() -> Iterator[Session]:
         with Session(engine) as session:
@@ -48,22 +46,22 @@ def session_of_another_engine(tmp_path: Path) -> Iterator[Session]:
         yield session
     main.app.dependency_overrides.clear()
     engine.dispose()
+
+
+@pytest.fixture
+def session_of_another_engine(tmp_path: Path) -> Iterator[Session]:
+    """A session for each request, on an engine that knows nothing of ours."""
+    engine = create_engine(f"sqlite:///{tmp_path}/other.db")
+    SQLModel.metadata.create_all(engine)
+    with each_request_has_a_session_of(engine) as session:
+        yield session
 
 
 @pytest.fixture
 def session_of_a_plain_engine(client: TestClient) -> Iterator[Session]:
     """The same on our database, with transactions as SQLAlchemy has them by default."""
-    engine: Engine = create_engine(db.DATABASE_URL)
-
-    def get_session() -> Iterator[Session]:
-        with Session(engine) as session:
-            yield session
-
-    main.app.dependency_overrides[db.get_session] = get_session
-    with Session(engine) as session:
+    with each_request_has_a_session_of(create_engine(db.DATABASE_URL)) as session:
         yield session
-    main.app.dependency_overrides.clear()
-    engine.dispose()
 
 
 @pytest.mark.parametrize(
