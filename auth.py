@@ -73,10 +73,11 @@ class KeyRing:
 
     async def key_for(self, token: str) -> jwt.PyJWK:
         kid = key_id(token)
-        # While one request fetches the list anew, others go on with the key that they have.
-        if self.needs_fetch(kid) and not (kid in self.keys and self.fetching.locked()):
-            async with self.fetching:  # a hundred who need a key wait for one response
-                if self.needs_fetch(kid):
+        if kid in self.keys and self.fetching.locked():
+            return self.keys[kid]  # another request is fetching the list anew; until then this will do
+        if self.needs_fetch(kid):
+            async with self.fetching:  # a hundred who need a key wait here for one response,
+                if self.needs_fetch(kid):  # and find it now
                     await self.fetch(kid)
         if kid in self.keys:
             return self.keys[kid]
@@ -92,6 +93,7 @@ class KeyRing:
         try:
             with anyio.fail_after(self.TIMEOUT):
                 listed = await anyio.to_thread.run_sync(self.client.fetch_data, abandon_on_cancel=True)
+            # PyJWKSet refuses an empty list; here it means that all keys were withdrawn.
             usable = jwt.PyJWKSet(listed["keys"]).keys if listed["keys"] != [] else []
             self.keys = {key.key_id: key for key in usable if key.key_id}
             self.fresh_until = time.monotonic() + self.REFRESH
@@ -105,12 +107,13 @@ class KeyRing:
             self.paused_until = time.monotonic() + self.PAUSE
 
 
+# Without Better Auth, ORIGIN is "": `if ORIGIN` asks which of the two it is.
 URL = os.environ.get("BETTER_AUTH_URL")
 ORIGIN, BASE_PATH = origin_and_path("BETTER_AUTH_URL", URL) if URL else ("", "")
 AUTH_URL = ORIGIN + (BASE_PATH or "/api/auth")
 CORS_ORIGINS = cors_origins()
 SECRET = "" if ORIGIN else shared_secret()
-LEEWAY = 5 if ORIGIN else 0  # seconds by which another machine's clock may differ
+LEEWAY = 5  # seconds by which another machine's clock may differ
 key_ring = KeyRing(AUTH_URL) if ORIGIN else None
 
 # In each request: what its token says.
@@ -152,15 +155,15 @@ def key_id(token: str) -> str:
 # Checking a signature is expensive, so it is done once for each token and key.
 @lru_cache(maxsize=4096)
 def read_token(token: str, key: jwt.PyJWK | str) -> Token:
+    options = jwt.types.Options(require=["sub", "exp"], verify_aud=bool(ORIGIN))
     if ORIGIN:
-        options = jwt.types.Options(require=["sub", "exp"])
         claims = jwt.decode(token, key, ALGORITHMS, options, audience=ORIGIN, issuer=ORIGIN, leeway=LEEWAY)
     else:
-        claims = jwt.decode(token, key, ["HS256"], {"require": ["sub", "exp"], "verify_aud": False})
-        # A token without aud passes; one with it must name one of CORS_ORIGINS.
-        audience = claims.get("aud") or CORS_ORIGINS
+        claims = jwt.decode(token, key, ["HS256"], options, leeway=LEEWAY)
+        # A token needs no aud; if it has one, that must name one of CORS_ORIGINS.
+        audience = claims.get("aud") or []
         audience = audience if isinstance(audience, list) else [audience]
-        if not any(origin in CORS_ORIGINS for origin in audience):
+        if audience and not any(origin in CORS_ORIGINS for origin in audience):
             raise jwt.InvalidAudienceError
     sub, email = claims["sub"], claims.get("email")
     if not (sub.strip() and sub.isprintable() and "/" not in sub and len(sub) <= 255):
@@ -168,7 +171,7 @@ def read_token(token: str, key: jwt.PyJWK | str) -> Token:
     return Token(
         user_id=sub,
         email=email if isinstance(email, str) and email.isprintable() else None,
-        expires_at=int(claims["exp"]),
+        expires_at=int(claims["exp"]) + (LEEWAY if ORIGIN else 0),  # with a shared secret, to the second
         issued_here=not ORIGIN and claims.get("iss") == ISSUER,
         generation=claims.get("generation"),
     )
@@ -183,10 +186,11 @@ async def get_token(request: Request, bearer_token: BearerToken) -> Token:
     if len(text) > 8192:
         raise unauthorized("Token is longer than 8 KiB")
     try:
-        token = read_token(text, await key_ring.key_for(text) if key_ring else SECRET)
+        key = await key_ring.key_for(text) if key_ring else SECRET
+        token = read_token(text, key)
     except jwt.InvalidTokenError as error:
         raise unauthorized(REASONS.get(type(error), "Token is invalid")) from None
-    if token.expires_at + LEEWAY <= time.time():
+    if token.expires_at <= time.time():
         raise unauthorized(REASONS[jwt.ExpiredSignatureError])
     request.state.user_id = token.user_id  # whose slot the session takes, see db.py
     return token
@@ -199,7 +203,7 @@ async def get_current_user(token: CurrentToken, session: SessionDep) -> UserPubl
     if not token.issued_here:
         return UserPublic(id=token.user_id, email=token.email, created_at=None)
     # Logging out begins a new generation of the account's tokens. So one statement tells whether a token
-    # still counts, in every worker and at once.
+    # still counts, in every worker and at once. (It blocks, and so gets a thread; the rest needs none.)
     account = await anyio.to_thread.run_sync(session.get, User, token.user_id)
     if account is None or account.token_generation != token.generation:
         raise unauthorized("Token was signed out")

@@ -104,8 +104,9 @@ def database_url() -> URL:
 
 DATABASE_URL = database_url()
 ON_SQLITE = DATABASE_URL.drivername == "sqlite"
-# Every statement commits by itself, and an endpoint runs only one. So a request is atomic, costs one round
-# trip to the database, and works behind a transaction pooler such as Neon's.
+# Every statement commits by itself, and a task endpoint runs only one. So a request is atomic, costs one
+# round trip to the database (two with a token of our own login, see auth.py), and works behind a transaction
+# pooler such as Neon's.
 engine = create_engine(
     DATABASE_URL,
     isolation_level="AUTOCOMMIT",
@@ -131,10 +132,12 @@ def is_open(connection: Any) -> bool:
 # Its own way is to send a query, which would cost each request a second round trip.
 engine.dialect.do_ping = is_open  # type: ignore[method-assign, assignment]  # (it passes no self)
 
-responds_again_at = 0.0  # until then, a database that did not respond is not asked
+# A circuit breaker: until then, a database that did not respond is not asked.
+responds_again_at = 0.0
 
 
-# Wait for the server, but not for ever: a frozen one does not even close its connections.
+# psycopg2 calls this whenever it waits for the server (migrate() says so). Not for ever: a frozen server does
+# not even close its connections.
 def wait_for_postgres(connection: Any) -> None:
     deadline = time.monotonic() + RESPONSE_TIMEOUT
     while (state := connection.poll()) != extensions.POLL_OK:
@@ -147,12 +150,14 @@ def wait_for_postgres(connection: Any) -> None:
                 raise psycopg2.OperationalError(f"no response within {RESPONSE_TIMEOUT:g} seconds")
 
 
-# Let the database give up a slow statement, before we give up on the database.
+# SQLAlchemy calls this before each statement (migrate() says so), and sends what it returns: so the database
+# gives up a slow statement, before we give up on the database.
 def limit_time(connection: Connection, _cursor: object, sql: str, values: Any, *_: object) -> tuple[str, Any]:
     connection.info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT  # for SQLite, see below
     if ON_SQLITE:
         return sql, values
-    # In the same message: so it costs no round trip, and holds for this statement alone.
+    # In the same message, which PostgreSQL runs as one transaction: so it costs no round trip, and holds for
+    # this statement alone.
     return f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}; {sql}", values
 
 
@@ -189,6 +194,8 @@ def migrate() -> None:
         extensions.set_wait_callback(wait_for_postgres)
 
 
+# A slot is the right to one of the connections. FastAPI's max_concurrency would not do: a request that still
+# waits for others of its own user would hold a slot meanwhile.
 slots = asyncio.Semaphore(POOL_SIZE)
 # For each user with requests under way; an entry disappears with the last of them.
 user_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -196,14 +203,17 @@ user_slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
 async def get_session(request: Request) -> AsyncIterator[Session]:
     # A flood of requests waits here, where waiting holds neither a thread nor a connection. A user has a
-    # third of the slots at most: who asks for everything at once waits for themselves alone.
+    # third of the slots at most, so that a flood of one user holds up nobody else.
     began = time.monotonic()
-    # FastAPI resolves parameters in order: with the user before the session, get_token has said who it is.
+    # get_token left this here: endpoints name the user before the session, and FastAPI resolves parameters in
+    # order. Without a token, as in register and login, all share "".
     user_id = getattr(request.state, "user_id", "")
-    async with user_slots.setdefault(user_id, asyncio.Semaphore(POOL_SIZE // 3)), slots:
+    own_slots = user_slots.setdefault(user_id, asyncio.Semaphore(POOL_SIZE // 3))
+    async with own_slots, slots:
         if time.monotonic() < responds_again_at or time.monotonic() > began + RESPONSE_TIMEOUT:
             raise exc.TimeoutError("the database is too slow for all who ask")
-        with Session(engine, expire_on_commit=False) as session:  # no I/O here, and so no thread
+        # This opens no connection yet, and so needs no thread. A task stays readable after its commit.
+        with Session(engine, expire_on_commit=False) as session:
             yield session
 
 

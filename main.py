@@ -43,8 +43,8 @@ app = FastAPIOffline(  # FastAPI, whose /docs need no other server
     generate_unique_id_function=lambda route: route.name,  # what generated clients call the endpoint
 )
 app.include_router(tasks.router)
-app.include_router(auth.router)
-if not ORIGIN:
+app.include_router(auth.router)  # /me, whoever issued the token
+if not ORIGIN:  # without Better Auth, accounts of our own
     app.include_router(auth.accounts)
 
 
@@ -78,15 +78,14 @@ async def health() -> dict[str, str]:
             except SQLAlchemyError as error:
                 logger.error("Not healthy: %s", one_line(error))
             Health.known_until = time.monotonic() + 1
-        good = Health.good
-    if not good:
-        raise HTTPException(503, "The database does not respond", {"Retry-After": "5"})
-    return {"status": "ok"}
+        if Health.good:
+            return {"status": "ok"}
+    raise HTTPException(503, "The database does not respond", {"Retry-After": "5"})
 
 
-# Refuses large bodies, and treats /tasks/ as /tasks. (FastAPI's max_body_size is of no use here: its 413 has
-# neither our shape nor CORS headers.) In ASGI, scope describes the request, receive() brings its body in
-# pieces, and send() takes the response.
+# Refuses large bodies (FastAPI's max_body_size would do so without our shape of errors and CORS headers), and
+# treats /tasks/ as /tasks (FastAPI would redirect). In ASGI, scope describes the request, receive() brings
+# its body in pieces, and send() takes the response.
 class LimitRequests:
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -9,6 +9,8 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
+# Below, PydanticField is for what SQLModel's Field does not take, such as examples.
+
 # PostgreSQL cannot store the NUL character, so neither database is offered it.
 NO_NUL = r"^[^\x00]*$"
 # One character must not be blank. Said in the pattern too, for generated clients and forms.
@@ -111,7 +113,8 @@ Email = Annotated[
 PASSWORD = PydanticField(examples=["correct horse"], json_schema_extra={"format": "password"})
 
 
-# Passwords are taken as they are, blanks included. A Secret is shown in no log and no traceback.
+# Passwords are taken as they are, blanks included. A Secret is shown in no log and no traceback. (Pydantic's
+# SecretStr would do the same, but complain that a short one "should have at least 8 items".)
 class Credentials(SQLModel):
     email: Email
     password: Annotated[Secret[Annotated[str, StringConstraints(max_length=1000)]], PASSWORD]

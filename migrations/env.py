@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: by the app's own engine, one process at a time, in one transaction."""
+"""Alembic runs this file: it migrates by the app's own engine, one process at a time, in one transaction."""
 
 import ipaddress
 import os
@@ -37,7 +37,7 @@ with engine.connect() as connection:
     connection.detach()  # so that it is closed afterwards, and with it whatever a failure leaves open
     if not ON_SQLITE and ENVIRONMENT != "development" and can_be_read(connection.connection.dbapi_connection):
         logger.warning("The connection to the database is not encrypted: add ?sslmode=require to its URL")
-    with connection.begin():
+    with connection.begin():  # which sends nothing in autocommit, hence BEGIN and COMMIT below
         if ON_SQLITE:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:

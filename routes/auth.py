@@ -47,7 +47,9 @@ NOBODYS_HASH = hash_password(secrets.token_hex())
 
 
 async def hashing_slot() -> AsyncIterator[None]:
-    yield  # HashingSlot below lets two of these run at a time; others wait there, without a thread
+    # Empty on purpose: of HashingSlot below, FastAPI lets two at a time be between here and the end of their
+    # request. Others wait, without a thread.
+    yield
 
 
 # Limits on guessing passwords.
@@ -84,20 +86,20 @@ def client_network(request: Request) -> str:
 
 @contextmanager
 def counted(action: str, email: str, request: Request, *, success_counts: bool) -> Iterator[None]:
-    # An attempt counts for the client and for the account; one that was not a guess is subtracted again.
+    # An attempt counts for the client and for the account; one that should not is subtracted afterwards.
     keys = [(action, "client", client_network(request)), (action, "account", email)]
     for key in keys:
         if not limiter.hit(LIMIT, *key):
             wait = math.ceil(limiter.get_window_stats(LIMIT, *key).reset_time - time.time())
             raise HTTPException(429, "Too many attempts, try again later", {"Retry-After": f"{max(1, wait)}"})
-    is_guess = success_counts
+    counts = success_counts
     try:
         yield
     except Exception as error:
-        is_guess = isinstance(error, HTTPException)  # a wrong password is one, an outage is none
+        counts = isinstance(error, HTTPException)  # a wrong password counts, an outage does not
         raise
     finally:
-        if not is_guess:
+        if not counts:
             for key in keys:
                 limiter.hit(LIMIT, *key, cost=-1)
 

@@ -57,9 +57,10 @@ async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
 async def invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
     # Without the input itself: it may be secret, huge or no JSON at all.
     detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
-    first = detail[0]
+    first = detail[0]  # its loc is ("body", "title"), or ("body", 17) where JSON breaks off
     field = next(part for part in reversed(first["loc"]) if isinstance(part, str))
-    # Pydantic's own words for these two are for programmers. The only patterns are those against NUL.
+    # Pydantic's own words for these two are for programmers. All patterns refuse NUL, and a blank title has
+    # failed min_length before.
     messages = {
         "string_pattern_mismatch": "Text cannot contain the NUL character",
         "model_attributes_type": "Send a JSON object, with Content-Type: application/json",

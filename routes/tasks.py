@@ -20,31 +20,26 @@ router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], responses=can_
 TaskId = Annotated[int, Path(ge=1, le=2**63 - 1, description="The task's `id`", examples=[1])]
 
 # The one place that says which tasks a statement may reach. bindparam("owner") is a placeholder, whose value
-# comes in params: so the statements below are built once, at import.
-key = col(Task.id)
+# comes in params: so the statements below are built once, at import. (No placeholder may have the name of a
+# column: in params, those are the columns that an update sets.)
 own_tasks = col(Task.user_id) == bindparam("owner")
-own_task = and_(own_tasks, key == bindparam("key"))
-
-
-def task_or_404(task: Task | None) -> Task:
-    if task is None:
-        raise HTTPException(404, "Task not found")
-    return task
-
+own_task_with_id = and_(own_tasks, col(Task.id) == bindparam("task_id"))
 
 Skip = Annotated[int, Query(ge=0, le=2**63 - 1, description="How many tasks to leave out")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="How many tasks to list at most")]
+# SkipJsonSchema: there is nothing to send for null; leave it out.
 Completed = Annotated[bool | SkipJsonSchema[None], Query(description="Completed tasks only, or open ones")]
 Search = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Text in a task")]
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
 TASKS = select(Task).where(own_tasks).offset(bindparam("skip")).limit(bindparam("limit"))
+by_id = col(Task.id)
 SORTED_TASKS = {
-    "created_at": TASKS.order_by(col(Task.created_at), key),
-    "-created_at": TASKS.order_by(col(Task.created_at).desc(), key.desc()),
-    "updated_at": TASKS.order_by(col(Task.updated_at), key),
-    "-updated_at": TASKS.order_by(col(Task.updated_at).desc(), key.desc()),
-    "title": TASKS.order_by(func.lower(Task.title), key),
-    "-title": TASKS.order_by(func.lower(Task.title).desc(), key.desc()),
+    "created_at": TASKS.order_by(col(Task.created_at), by_id),
+    "-created_at": TASKS.order_by(col(Task.created_at).desc(), by_id.desc()),
+    "updated_at": TASKS.order_by(col(Task.updated_at), by_id),
+    "-updated_at": TASKS.order_by(col(Task.updated_at).desc(), by_id.desc()),
+    "title": TASKS.order_by(func.lower(Task.title), by_id),
+    "-title": TASKS.order_by(func.lower(Task.title).desc(), by_id.desc()),
 }
 
 
@@ -79,6 +74,7 @@ def list_tasks(
 
 def page_link(request: Request, skip: int, rel: str) -> str:
     query = request.url.include_query_params(skip=skip).query
+    # The server has decoded the path, and a header takes ASCII alone.
     return f'<{quote(request.scope["path"])}?{query}>; rel="{rel}"'
 
 
@@ -90,17 +86,23 @@ def create_task(
     time = now()
     task = Task(user_id=user, created_at=time, updated_at=time, **new.model_dump())
     session.add(task)
-    session.commit()  # one INSERT ... RETURNING: it brings the id, so nothing is to be refreshed
+    session.commit()  # one INSERT ... RETURNING id; no refresh(), since our commit expires nothing, see db.py
     response.headers["Location"] = f"{quote(request.scope['path'])}/{task.id}"
     return task
 
 
-GET_TASK = select(Task).where(own_task)
+def task_or_404(task: Task | None) -> Task:
+    if task is None:
+        raise HTTPException(404, "Task not found")
+    return task
+
+
+GET_TASK = select(Task).where(own_task_with_id)
 
 
 @router.get("/{task_id}", response_model=TaskPublic, responses=can_fail(404), summary="Read one")
 def get_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
-    return task_or_404(session.exec(GET_TASK, params={"owner": user, "key": task_id}).first())
+    return task_or_404(session.exec(GET_TASK, params={"owner": user, "task_id": task_id}).first())
 
 
 def write_task(session: Session, statement: UpdateBase, params: dict[str, Any]) -> Task:
@@ -110,8 +112,9 @@ def write_task(session: Session, statement: UpdateBase, params: dict[str, Any]) 
     return task_or_404(task)
 
 
-# Without values(), all other names in params, such as title, are the columns to set.
-UPDATE_TASK = update(Task).where(own_task).returning(Task)
+# It sets each column that params names, such as title. The next constant, TOGGLE_TASK, sets one more.
+UPDATE_TASK = update(Task).where(own_task_with_id).returning(Task)
+# Two routes of one function need two names, for generated clients.
 CHANGE: dict[str, Any] = {"response_model": TaskPublic, "responses": can_fail(400, 404, 413)}
 
 
@@ -120,7 +123,7 @@ CHANGE: dict[str, Any] = {"response_model": TaskPublic, "responses": can_fail(40
 def update_task(user: CurrentOwner, session: SessionDep, task_id: TaskId, changes: TaskUpdate) -> Task:
     """Change a task. Fields that you leave out stay as they are; `"description": null` clears it."""
     columns = changes.model_dump(exclude_unset=True) | {"updated_at": now()}
-    return write_task(session, UPDATE_TASK, {"owner": user, "key": task_id, **columns})
+    return write_task(session, UPDATE_TASK, {"owner": user, "task_id": task_id, **columns})
 
 
 TOGGLE_TASK = UPDATE_TASK.values(completed=not_(col(Task.completed)))
@@ -129,12 +132,12 @@ TOGGLE_TASK = UPDATE_TASK.values(completed=not_(col(Task.completed)))
 @router.patch("/{task_id}/complete", response_model=TaskPublic, responses=can_fail(404), summary="Toggle one")
 def toggle_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
     """Mark a task as completed, or as not completed if it was."""
-    return write_task(session, TOGGLE_TASK, {"owner": user, "key": task_id, "updated_at": now()})
+    return write_task(session, TOGGLE_TASK, {"owner": user, "task_id": task_id, "updated_at": now()})
 
 
-DELETE_TASK = delete(Task).where(own_task).returning(Task)
+DELETE_TASK = delete(Task).where(own_task_with_id).returning(Task)
 
 
 @router.delete("/{task_id}", status_code=204, responses=can_fail(404), summary="Delete one")
 def delete_task(user: CurrentOwner, session: SessionDep, task_id: TaskId) -> None:
-    write_task(session, DELETE_TASK, {"owner": user, "key": task_id})
+    write_task(session, DELETE_TASK, {"owner": user, "task_id": task_id})

@@ -100,6 +100,14 @@ def test_audience_must_be_one_of_the_frontends_if_there_is_one(
         check_refused(response, f"Token is for another audience than {ORIGIN} or https://app.example.com")
 
 
+@pytest.mark.parametrize("claim", ["iat", "nbf"])
+def test_clock_of_who_signs_may_be_a_few_seconds_ahead(client: TestClient, claim: str) -> None:
+    """Better Auth says when it signed, and may run on another machine."""
+    soon, later = (signed(HS256, GOOD | {claim: int(time.time()) + seconds}) for seconds in (3, 60))
+    assert get(client, soon).status_code == 200
+    check_refused(get(client, later), "Token is not valid yet")
+
+
 def test_token_that_was_accepted_before_expires_all_the_same(client: TestClient, clock: Clock) -> None:
     bearer = token(exp=int(time.time()) + 60)
     assert get(client, bearer).status_code == 200

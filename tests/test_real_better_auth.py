@@ -20,6 +20,7 @@ from tests.server import copy_project, free_port, serving
 pytestmark = pytest.mark.slow
 
 UNKNOWN_KEY = "Token is signed with an unknown key"
+HTTP: dict[str, Any] = {"trust_env": False, "timeout": 60}  # Node may be slow at first
 
 
 class Member:
@@ -29,7 +30,7 @@ class Member:
         self.auth_url, self.api_url = auth_url, api_url
         self.email = f"{uuid.uuid4().hex}@example.com"
         account = {"email": self.email, "password": "correct horse", "name": "Ann"}
-        signed_up = httpx2.post(f"{auth_url}/sign-up/email", json=account, trust_env=False)
+        signed_up = httpx2.post(f"{auth_url}/sign-up/email", json=account, **HTTP)
         assert signed_up.status_code == 200, signed_up.text
         self.cookies = signed_up.cookies
         self.session_token = signed_up.json()["token"]
@@ -37,13 +38,13 @@ class Member:
         self.tasks = f"/api/{self.id}/tasks"
 
     def token(self) -> str:
-        response = httpx2.get(f"{self.auth_url}/token", cookies=self.cookies, trust_env=False)
+        response = httpx2.get(f"{self.auth_url}/token", cookies=self.cookies, **HTTP)
         assert response.status_code == 200, response.text
         return str(response.json()["token"])
 
     def call(self, token: str, method: str, path: str, json: object = None) -> Any:
         headers = {"Authorization": f"Bearer {token}"}
-        return httpx2.request(method, self.api_url + path, headers=headers, json=json, trust_env=False)
+        return httpx2.request(method, self.api_url + path, headers=headers, json=json, **HTTP)
 
     def check_access(self, token: str) -> None:
         made = self.call(token, "POST", self.tasks, json={"title": "Water the plants"})
@@ -80,8 +81,8 @@ def better_auth(node: Path, path: str = "", **variables: str) -> Iterator[str]:
 
 def listens(url: str) -> bool:
     try:
-        return httpx2.get(url, trust_env=False).status_code > 0
-    except httpx2.ConnectError:
+        return httpx2.get(url, **HTTP).status_code > 0
+    except httpx2.TransportError:
         return False
 
 
@@ -107,7 +108,7 @@ def test_new_key_is_accepted_at_once_and_a_withdrawn_one_no_longer(node: Path, c
     with better_auth(node) as url, serving(clone, BETTER_AUTH_URL=url) as api:
 
         def pass_time(what: str) -> None:
-            assert httpx2.post(f"{url}/{what}", trust_env=False).status_code == 200
+            assert httpx2.post(f"{url}/{what}", **HTTP).status_code == 200
 
         ann = Member(f"{url}/api/auth", api.url)
         first = ann.token()
