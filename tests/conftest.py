@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import event, make_url
+from sqlmodel import Session, select
 
 from tests.wire import Wire
 
@@ -64,7 +65,9 @@ os.environ |= {
 
 import db  # noqa: E402
 import main  # noqa: E402
+from models import User  # noqa: E402
 from routes import auth as accounts  # noqa: E402
+from tests.server import copy_project  # noqa: E402
 
 statements: list[str] = []  # all that SQLite was given to run
 
@@ -103,10 +106,25 @@ def counted() -> Iterator[Callable[[], int]]:
     yield lambda: count() - before
 
 
-def until(done: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+@contextmanager
+def sent_statements() -> Iterator[list[tuple[str, Any]]]:
+    """What the app sends to the database: each statement with its parameters."""
+    sent: list[tuple[str, Any]] = []
+
+    def remember(_connection: object, _cursor: object, sql: str, parameters: object, *_rest: object) -> None:
+        sent.append((sql, parameters))
+
+    event.listen(db.engine, "before_cursor_execute", remember)
+    try:
+        yield sent
+    finally:
+        event.remove(db.engine, "before_cursor_execute", remember)
+
+
+def until(done: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < deadline, "it did not happen within 10 seconds"
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} seconds"
         time.sleep(0.01)
 
 
@@ -147,6 +165,53 @@ def stranger(client: TestClient) -> Caller:
     return Caller(client, uuid.uuid4().hex)
 
 
+PASSWORD = "correct horse battery staple"
+
+
+def new_email() -> str:
+    return f"{secrets.token_hex(8)}@example.com"
+
+
+def post(client: TestClient, path: str, email: str, password: str = PASSWORD) -> Any:
+    return client.post(f"/api/auth/{path}", json={"email": email, "password": password})
+
+
+class Account:
+    """A user of the built-in accounts, and what this user asks for."""
+
+    def __init__(self, client: TestClient, password: str = PASSWORD) -> None:
+        self.client, self.email, self.password = client, new_email(), password
+        response = post(client, "register", self.email, password)
+        assert response.status_code == 201, response.text
+        self.id = response.json()["id"]
+
+    def login(self) -> str:
+        response = post(self.client, "login", self.email, self.password)
+        assert response.status_code == 200, response.text
+        return str(response.json()["access_token"])
+
+    def get(self, bearer: str, path: str = "/api/auth/me") -> Any:
+        return self.client.get(path, headers={"Authorization": f"Bearer {bearer}"})
+
+    def logout(self, bearer: str) -> Any:
+        return self.client.post("/api/auth/logout", headers={"Authorization": f"Bearer {bearer}"})
+
+    def row(self) -> User:
+        with Session(db.engine) as session:
+            return session.exec(select(User).where(User.id == self.id)).one()
+
+
+@pytest.fixture
+def ann(client: TestClient, fresh_limits: object) -> Account:
+    return Account(client)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the project, for a real server."""
+    return copy_project(tmp_path)
+
+
 def check_error(response: Any, status: int, code: str) -> Any:
     """Every error has the one shape; returns its message."""
     assert response.status_code == status, response.text
@@ -161,6 +226,12 @@ def check_error(response: Any, status: int, code: str) -> Any:
     else:
         assert body["detail"] == body["error"]["message"]
     return body["error"]["message"]
+
+
+def check_refused(response: Any, message: str) -> None:
+    """A 401, and why."""
+    assert check_error(response, 401, "unauthorized") == message
+    assert response.headers["www-authenticate"] == "Bearer"
 
 
 def check_unavailable(response: Any) -> Any:
@@ -223,7 +294,7 @@ async def already_started(_app: object) -> AsyncIterator[None]:
 
 @contextmanager
 def app_with(**settings: str) -> Iterator[tuple[TestClient, Any]]:
-    """The whole app with other settings, on the same database: a client of it, and its module auth."""
+    """The whole app with other settings: a client of it, and its module auth. (db.py stays as it is.)"""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)

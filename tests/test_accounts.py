@@ -12,55 +12,15 @@ import pytest
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi.testclient import TestClient
 from limits import parse
-from sqlmodel import Session, delete, select
+from sqlmodel import Session, delete
 
 import db
 from models import User
 from routes import auth as accounts
-from tests.conftest import SECRET, Clock, check_error, counted, token, url
-from tests.server import copy_project, serving
-
-PASSWORD = "correct horse battery staple"
+from tests.conftest import PASSWORD, SECRET, Account, Clock, check_error, counted, new_email, post, token, url
+from tests.server import serving
 
 pytestmark = pytest.mark.usefixtures("fresh_limits")
-
-
-def address() -> str:
-    return f"{secrets.token_hex(8)}@example.com"
-
-
-def post(client: TestClient, path: str, email: str, password: str = PASSWORD) -> Any:
-    return client.post(f"/api/auth/{path}", json={"email": email, "password": password})
-
-
-class Account:
-    """A registered user, and what this user asks for."""
-
-    def __init__(self, client: TestClient, password: str = PASSWORD) -> None:
-        self.client, self.email, self.password = client, address(), password
-        response = post(client, "register", self.email, password)
-        assert response.status_code == 201, response.text
-        self.id = response.json()["id"]
-
-    def login(self) -> str:
-        response = post(self.client, "login", self.email, self.password)
-        assert response.status_code == 200, response.text
-        return str(response.json()["access_token"])
-
-    def get(self, bearer: str, path: str = "/api/auth/me") -> Any:
-        return self.client.get(path, headers={"Authorization": f"Bearer {bearer}"})
-
-    def logout(self, bearer: str) -> Any:
-        return self.client.post("/api/auth/logout", headers={"Authorization": f"Bearer {bearer}"})
-
-    def row(self) -> User:
-        with Session(db.engine) as session:
-            return session.exec(select(User).where(User.id == self.id)).one()
-
-
-@pytest.fixture
-def ann(client: TestClient) -> Account:
-    return Account(client)
 
 
 # Accounts and their passwords
@@ -68,7 +28,7 @@ def ann(client: TestClient) -> Account:
 
 @pytest.mark.parametrize("path", ["register", "signup"])
 def test_register_makes_an_account_that_can_log_in_and_own_tasks(client: TestClient, path: str) -> None:
-    email = address()
+    email = new_email()
     response = post(client, path, f"  {email.upper()} ")
     user = response.json()
     assert response.status_code == 201
@@ -101,8 +61,8 @@ def test_address_is_taken_once_however_it_is_spelled(client: TestClient, ann: Ac
     assert post(client, "login", spell(ann.email)).status_code == 200
 
 
-def test_of_those_who_race_for_an_address_one_wins(client: TestClient) -> None:
-    email = address()
+def test_simultaneous_registrations_make_one_account(client: TestClient) -> None:
+    email = new_email()
     with ThreadPoolExecutor(8) as pool:
         codes = list(pool.map(lambda _: post(client, "register", email).status_code, range(8)))
     assert sorted(codes) == [201] + [409] * 7
@@ -111,7 +71,7 @@ def test_of_those_who_race_for_an_address_one_wins(client: TestClient) -> None:
 def test_address_that_is_taken_between_look_and_insert_is_a_conflict(
     client: TestClient, ann: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hash_password, email = accounts.hash_password, address()
+    hash_password, email = accounts.hash_password, new_email()
 
     def while_another_registers(password: str) -> str:
         monkeypatch.undo()
@@ -193,6 +153,10 @@ def test_passwords_count_to_the_last_byte(client: TestClient, password: str) -> 
         check_error(post(client, "login", account.email, other), 401, "unauthorized")
 
 
+def test_password_of_more_than_1000_characters_is_not_even_tried(client: TestClient, ann: Account) -> None:
+    check_error(post(client, "login", ann.email, "x" * 1001), 422, "validation_error")
+
+
 @pytest.mark.parametrize("password", ["", "x", "x" * 1000], ids=["empty", "1 character", "1000 characters"])
 def test_wrong_password_of_any_length_is_a_401(client: TestClient, ann: Account, password: str) -> None:
     """A 422 would tell that the password on record is another one."""
@@ -223,7 +187,7 @@ def test_stranger_learns_nothing_from_a_failed_login(
             verify(password, phc)
 
     monkeypatch.setattr(accounts, "Argon2id", Spy)
-    wrong, unknown = post(client, "login", ann.email, "not the password"), post(client, "login", address())
+    wrong, unknown = post(client, "login", ann.email, "not the password"), post(client, "login", new_email())
     check_error(wrong, 401, "unauthorized")
     assert wrong.headers["www-authenticate"] == "Bearer"
     assert (wrong.status_code, wrong.content) == (unknown.status_code, unknown.content)
@@ -259,7 +223,7 @@ def test_two_passwords_are_hashed_at_a_time(
     monkeypatch.setattr(accounts, function, watched)
     monkeypatch.setattr(accounts, "LIMIT", parse("100/minute"))
     with ThreadPoolExecutor(16) as pool:
-        emails = [ann.email if path == "login" else address() for _ in range(16)]
+        emails = [ann.email if path == "login" else new_email() for _ in range(16)]
         codes = set(pool.map(lambda email: post(client, path, email).status_code, emails))
     assert codes == {200 if path == "login" else 201}
     assert most == 2
@@ -290,18 +254,18 @@ def test_login_in_the_same_second_as_the_logout_works(ann: Account) -> None:
 
 
 @pytest.mark.slow
-def test_logout_holds_in_every_worker_and_after_a_restart(ann: Account, tmp_path: Path) -> None:
+def test_logout_holds_in_every_worker_and_after_a_restart(ann: Account, clone: Path) -> None:
     """One database, two servers: the app of this process and a real one beside it."""
     bearer = ann.login()
     settings = {"BETTER_AUTH_SECRET": SECRET, "DATABASE_URL": url.render_as_string(hide_password=False)}
-    with serving(copy_project(tmp_path), **settings) as other:
+    with serving(clone, **settings) as other:
         old = {"Authorization": f"Bearer {bearer}"}
         assert other.status("/api/auth/me", old) == 200
         assert ann.logout(bearer).status_code == 204
         assert other.status("/api/auth/me", old) == 401
         new = {"Authorization": f"Bearer {ann.login()}"}
         assert other.status("/api/auth/me", new) == 200
-    with serving(tmp_path, **settings) as other:
+    with serving(clone, **settings) as other:
         assert other.status("/api/auth/me", old) == 401
         assert other.status("/api/auth/me", new) == 200
 

@@ -13,18 +13,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fastapi.testclient import TestClient
 
-from tests.conftest import ORIGIN, SECRET, Caller, Clock, app_with, check_error, token
+from tests.conftest import ORIGIN, SECRET, Caller, Clock, app_with, check_error, check_refused, token
 
 SOON = int(time.time()) + 3600
 
 
 def get(client: TestClient, bearer: str, path: str = "/api/someone/tasks") -> Any:
     return client.get(path, headers={"Authorization": f"Bearer {bearer}"})
-
-
-def check_refused(response: Any, message: str) -> None:
-    assert check_error(response, 401, "unauthorized") == message
-    assert response.headers["www-authenticate"] == "Bearer"
 
 
 # What a good token is
@@ -115,6 +110,12 @@ def test_token_that_was_accepted_before_expires_all_the_same(client: TestClient,
     assert get(client, bearer).status_code == 200
     clock.forward(2)
     check_refused(get(client, bearer), "Token has expired")
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(1, 200), (0, 401), (-1, 401)])
+def test_token_expires_to_the_second(client: TestClient, clock: Clock, seconds: int, status: int) -> None:
+    clock.forward(-(time.time() % 1))  # to the beginning of a second
+    assert get(client, token(exp=int(time.time()) + seconds)).status_code == status
 
 
 # What is no good token, and how the message tells the mistake
@@ -267,14 +268,13 @@ HOSTILE: dict[str, str] = {
     "crit unknown": signed(HS256 | {"crit": ["x"], "x": 1}, GOOD),
     "crit empty": signed(HS256 | {"crit": []}, GOOD),
     "b64 false": signed(HS256 | {"b64": False, "crit": ["b64"]}, GOOD),
-    "deep payload": signed(HS256, b"[" * 50_000 + b"]" * 50_000),
-    "deep header": signed(b"[" * 50_000 + b"]" * 50_000, GOOD),
+    "deep payload": signed(HS256, b"[" * 3_000),
+    "deep header": signed(b"[" * 3_000, GOOD),
     "payload is an array": signed(HS256, [1]),
     "payload is no JSON": signed(HS256, b"{"),
     "header is an array": signed(["HS256"], GOOD),
     "payload is not UTF-8": signed(HS256, b'{"sub": "\xff"}'),
-    "100 KiB of it": token(filler="x" * 100_000)[:-3] + "abc",
-    "100 KiB of anything": "x" * 100_000,
+    "100 KiB": "x" * 100_000,
     "non-ASCII": "ü" + token(),
     "more padding": token() + "====",
     "spaces inside": token().replace(".", " . "),
@@ -311,7 +311,7 @@ HOSTILE |= {
     }.items()
 }
 HOSTILE |= {f"exp {exp!r}": signed(HS256, {"sub": "someone", "exp": exp}) for exp in TIMES}
-HOSTILE |= {f"exp {shift} s ago": token(exp=int(time.time()) - shift) for shift in (0, 1, 3600)}
+HOSTILE |= {"exp an hour ago": token(exp=int(time.time()) - 3600)}
 HOSTILE |= {"iat in the future": token(iat=SOON), "nbf in the future": token(nbf=SOON)}
 HOSTILE |= {
     f"{name} {value!r}": signed(HS256, GOOD | {name: value})

@@ -20,7 +20,7 @@ import httpx2
 import pytest
 
 from tests.conftest import SECRET, token
-from tests.server import copy_project, serving
+from tests.server import serving
 
 CHROMIUM = shutil.which("chromium") or "chromium"
 DRIVER = shutil.which("chromedriver") or "chromedriver"
@@ -155,11 +155,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
                 raise
             pytest.skip(f"needs chromium and chromedriver: {error}")
         yield browser
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    return copy_project(tmp_path)
 
 
 @pytest.fixture

@@ -1,11 +1,20 @@
-"""Many requests at the same moment: nothing is lost, nothing happens twice. (Real servers: tests/faults.)"""
+"""Many requests at the same moment: nothing is lost, nothing happens twice, and none holds up all others.
 
+With real servers: tests/faults.
+"""
+
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event
 
-from tests.conftest import Caller
+import db
+from tests.conftest import PASSWORD, Account, Caller, new_email
 
 
 def test_simultaneous_creates_lose_and_double_nothing(user: Caller) -> None:
@@ -29,8 +38,11 @@ def test_simultaneous_updates_of_different_fields_keep_each(user: Caller) -> Non
     tasks = [user.make("old", description="old") for _ in range(10)]
     work = [(task["id"], change) for task in tasks for change in changes]
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda job: user("PATCH", f"/{job[0]}", json=job[1]), work))
-    for task in user("GET").json():
+        codes = set(pool.map(lambda job: user("PATCH", f"/{job[0]}", json=job[1]).status_code, work))
+    assert codes == {200}
+    listed = user("GET").json()
+    assert len(listed) == 10
+    for task in listed:
         assert (task["title"], task["description"], task["completed"]) == ("new", "new", True)
 
 
@@ -39,3 +51,68 @@ def test_simultaneous_deletes_delete_once(user: Caller) -> None:
     with ThreadPoolExecutor(10) as pool:
         codes = list(pool.map(lambda _: user("DELETE", path).status_code, range(10)))
     assert sorted(codes) == [204] + [404] * 9
+
+
+@contextmanager
+def stuck_database() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """One event says that a statement has been sent, the other one lets it go on."""
+    sent, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        sent.set()
+        go_on.wait(20)
+
+    event.listen(db.engine, "before_cursor_execute", wait)
+    try:
+        yield sent, go_on
+    finally:
+        event.remove(db.engine, "before_cursor_execute", wait)
+
+
+OF_TASKS = {
+    "list": ("GET", ""),
+    "create": ("POST", ""),
+    "get": ("GET", "/{id}"),
+    "put": ("PUT", "/{id}"),
+    "patch": ("PATCH", "/{id}"),
+    "toggle": ("PATCH", "/{id}/complete"),
+    "delete": ("DELETE", "/{id}"),
+}
+OF_ACCOUNTS = {
+    "me": ("GET", "/api/auth/me"),
+    "log out": ("POST", "/api/auth/logout"),
+    "log in": ("POST", "/api/auth/login"),
+    "register": ("POST", "/api/auth/register"),
+    "list with a token of the login": ("GET", "/api/{id}/tasks"),
+}
+
+
+def check_that_others_go_on(client: TestClient, method: str, path: str, **options: Any) -> None:
+    """While this request waits for the database, a request without it is served."""
+    with stuck_database() as (sent, go_on), ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(client.request, method, path, **options)
+        try:
+            assert sent.wait(10)
+            assert pool.submit(client.get, "/").result(timeout=10).status_code == 200
+            assert not waiting.done()
+        finally:
+            go_on.set()
+    assert waiting.result().status_code in (200, 201, 204)
+
+
+@pytest.mark.parametrize(("method", "path"), OF_TASKS.values(), ids=OF_TASKS)
+def test_request_for_tasks_that_waits_for_the_database_holds_up_nobody(
+    user: Caller, method: str, path: str
+) -> None:
+    path = user.path + path.format(id=user.make()["id"])
+    check_that_others_go_on(user.client, method, path, headers=user.headers, json={"title": "x"})
+
+
+@pytest.mark.parametrize(("method", "path"), OF_ACCOUNTS.values(), ids=OF_ACCOUNTS)
+def test_request_of_an_account_that_waits_for_the_database_holds_up_nobody(
+    ann: Account, method: str, path: str
+) -> None:
+    headers = {"Authorization": f"Bearer {ann.login()}"}
+    email = new_email() if path.endswith("register") else ann.email
+    body = {"email": email, "password": PASSWORD}
+    check_that_others_go_on(ann.client, method, path.format(id=ann.id), headers=headers, json=body)

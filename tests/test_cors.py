@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.conftest import ORIGIN, Caller
+from tests.conftest import ORIGIN, Caller, app_with
 
 
 def preflight(client: TestClient, origin: str) -> Any:
@@ -28,6 +28,16 @@ def test_browsers_may_call_from_a_listed_origin(client: TestClient, user: Caller
     assert response.headers["vary"] == "Origin"
     exposed = response.headers["access-control-expose-headers"].split(", ")
     assert sorted(exposed) == ["Link", "Location", "Retry-After"]
+
+
+@pytest.mark.usefixtures("client")
+def test_there_may_be_several_origins() -> None:
+    origins = ["https://app.example.com", "http://localhost:5173"]
+    with app_with(CORS_ORIGINS=",".join(origins)) as (client, _auth):
+        for origin in origins:
+            for response in (preflight(client, origin), client.get("/", headers={"Origin": origin})):
+                assert response.headers["access-control-allow-origin"] == origin
+        assert "access-control-allow-origin" not in preflight(client, ORIGIN).headers
 
 
 STRANGE = {

@@ -15,8 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 import db
 import main
 from routes import auth as accounts
-from tests.conftest import Clock, check_error, check_unavailable, until
-from tests.test_accounts import Account, address, post
+from tests.conftest import Account, Clock, check_error, check_unavailable, new_email, post, until
 
 pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
 
@@ -28,16 +27,11 @@ def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounts, "password_matches", operator.eq)
 
 
-@pytest.fixture
-def ann(client: TestClient) -> Account:
-    return Account(client)
-
-
 def caller(host: str) -> TestClient:
     return TestClient(main.app, client=(host, 50000))
 
 
-def fail(client: TestClient, email: str, times: int) -> None:
+def guess(client: TestClient, email: str, times: int) -> None:
     for _ in range(times):
         check_error(post(client, "login", email, "not the password"), 401, "unauthorized")
 
@@ -49,7 +43,7 @@ def check_limited(response: Any, seconds: int) -> None:
 
 def test_one_client_may_fail_ten_times_a_minute(ann: Account, clock: Clock) -> None:
     for _ in range(10):
-        fail(caller("192.0.2.1"), address(), 1)
+        guess(caller("192.0.2.1"), new_email(), 1)
     clock.forward(20)
     check_limited(post(caller("192.0.2.1"), "login", ann.email), 40)
     assert post(caller("192.0.2.2"), "login", ann.email).status_code == 200
@@ -59,27 +53,27 @@ def test_one_client_may_fail_ten_times_a_minute(ann: Account, clock: Clock) -> N
 
 def test_one_account_may_be_tried_ten_times_a_minute(ann: Account, clock: Clock) -> None:
     for number in range(10):
-        fail(caller(f"192.0.2.{number}"), ann.email, 1)
+        guess(caller(f"192.0.2.{number}"), ann.email, 1)
     check_limited(post(caller("192.0.2.99"), "login", f" {ann.email.upper()}"), 60)
-    fail(caller("192.0.2.99"), address(), 1)
+    guess(caller("192.0.2.99"), new_email(), 1)
     clock.forward(60)
     assert post(caller("192.0.2.99"), "login", ann.email).status_code == 200
 
 
 def test_one_client_may_make_ten_accounts_a_minute(clock: Clock) -> None:
     for _ in range(10):
-        assert post(caller("192.0.2.3"), "register", address()).status_code == 201
-    check_limited(post(caller("192.0.2.3"), "signup", address()), 60)
-    assert post(caller("192.0.2.4"), "register", address()).status_code == 201
+        assert post(caller("192.0.2.3"), "register", new_email()).status_code == 201
+    check_limited(post(caller("192.0.2.3"), "signup", new_email()), 60)
+    assert post(caller("192.0.2.4"), "register", new_email()).status_code == 201
     clock.forward(60)
-    assert post(caller("192.0.2.3"), "register", address()).status_code == 201
+    assert post(caller("192.0.2.3"), "register", new_email()).status_code == 201
 
 
 def test_accounts_that_cannot_be_made_count_as_well(ann: Account) -> None:
     """Else one could ask for ever which addresses are taken."""
     for _ in range(9):
         check_error(post(ann.client, "register", ann.email), 409, "conflict")
-    check_error(post(ann.client, "register", address()), 429, "too_many_requests")
+    check_error(post(ann.client, "register", new_email()), 429, "too_many_requests")
 
 
 CLIENTS = {
@@ -97,8 +91,8 @@ CLIENTS = {
 @pytest.mark.parametrize(("first", "second", "status"), CLIENTS.values(), ids=CLIENTS)
 def test_client_is_an_ipv4_address_or_the_64_of_an_ipv6_one(first: str, second: str, status: int) -> None:
     for _ in range(10):
-        fail(caller(first), address(), 1)
-    assert post(caller(second), "login", address()).status_code == status
+        guess(caller(first), new_email(), 1)
+    assert post(caller(second), "login", new_email()).status_code == status
 
 
 @pytest.mark.usefixtures("clock")
@@ -129,12 +123,12 @@ def test_login_is_given_back_before_its_response_is_sent(
 
 
 @pytest.mark.usefixtures("clock")
-def test_login_of_ones_own_wipes_out_no_failures(ann: Account) -> None:
+def test_successful_login_does_not_reset_failures(ann: Account) -> None:
     """Else a client that guesses could log in to its own account in between, and guess for ever."""
     for _ in range(9):
-        fail(ann.client, address(), 1)
+        guess(ann.client, new_email(), 1)
         ann.login()
-    fail(ann.client, address(), 1)
+    guess(ann.client, new_email(), 1)
     check_limited(post(ann.client, "login", ann.email), 60)
 
 
@@ -164,9 +158,9 @@ def test_outage_gives_the_attempt_back(
         patch.setattr(accounts, "password_matches", away)
         patch.setattr(accounts, "hash_password", away)
         for _ in range(12):
-            check_unavailable(post(ann.client, path, ann.email if path == "login" else address()))
+            check_unavailable(post(ann.client, path, ann.email if path == "login" else new_email()))
     assert post(ann.client, "login", ann.email).status_code == 200
-    assert post(ann.client, "register", address()).status_code == 201
+    assert post(ann.client, "register", new_email()).status_code == 201
 
 
 @pytest.mark.usefixtures("clock")
@@ -212,6 +206,6 @@ def test_storage_that_dies_is_a_503(client: TestClient, monkeypatch: pytest.Monk
     monkeypatch.setattr("limits.storage.storage_from_string", lambda _uri, **options: Dying(**options))
     _, limiter = accounts.rate_limit()
     monkeypatch.setattr(accounts, "limiter", limiter)
-    response = post(client, "login", address())
+    response = post(client, "login", new_email())
     check_unavailable(response)
     assert "storage" not in response.text

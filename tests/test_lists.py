@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event
 from sqlmodel import create_engine, insert
 
 import db
 from models import Task, now
-from tests.conftest import POSTGRES, Caller
+from tests.conftest import POSTGRES, Caller, sent_statements
 
 
 def test_list_is_newest_first_and_of_one_user_only(user: Caller, stranger: Caller) -> None:
@@ -193,17 +192,10 @@ def test_links_and_location_keep_the_root_path_of_a_proxy(user: Caller) -> None:
 )
 def test_page_is_read_along_an_index(user: Caller, query: str, index: str) -> None:
     """However many tasks there are: nothing is sorted, and no more is read than shown."""
-    run: list[Any] = []
-
-    def remember(_connection: object, _cursor: object, sql: str, parameters: object, *_rest: object) -> None:
-        run.append((sql.rpartition("; ")[2], parameters))  # without the statement's time limit
-
-    event.listen(db.engine, "before_cursor_execute", remember)
-    try:
+    with sent_statements() as sent:
         user("GET", query)
-    finally:
-        event.remove(db.engine, "before_cursor_execute", remember)
-    ((sql, parameters),) = run
+    ((sql, parameters),) = sent
+    sql = sql.rpartition("; ")[2]  # without its time limit
     insert_tasks(user, *[{}, *[{"completed": True}] * 9] * 300)
     with db.engine.connect() as connection:
         connection.exec_driver_sql("ANALYZE")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import check_error
 from tests.node import install
-from tests.server import copy_project, free_port, serving
+from tests.server import free_port, serving
 
 pytestmark = pytest.mark.slow
 
@@ -84,11 +84,6 @@ def listens(url: str) -> bool:
         return httpx2.get(url, **HTTP).status_code > 0
     except httpx2.TransportError:
         return False
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    return copy_project(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The session of a request: a plain one of SQLModel, which a test may replace; and who waits for one."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -188,6 +189,13 @@ def test_health_does_not_wait_for_a_connection(crowd: Crowd, fresh_client: TestC
             assert fresh_client.get("/health").status_code == 200
         assert cost() >= 1
         assert not any(request.done() for request in crowd.waiting)
+
+
+def test_users_without_requests_are_forgotten(user: Caller, stranger: Caller) -> None:
+    for somebody in (user, stranger):
+        somebody.make()
+    gc.collect()
+    assert dict(db.user_slots) == {}
 
 
 def test_request_that_waited_five_seconds_for_a_connection_is_given_up(uptime: Clock) -> None:

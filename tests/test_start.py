@@ -1,19 +1,15 @@
 """A real server, started and stopped as a user would."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SECRET
-from tests.server import Server, copy_project, serving
+from tests.server import Server, serving
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    return copy_project(tmp_path)
 
 
 def test_first_start_needs_nothing_and_the_next_finds_everything(clone: Path) -> None:
@@ -38,11 +34,14 @@ def test_first_start_needs_nothing_and_the_next_finds_everything(clone: Path) ->
 
 
 def test_workers_that_start_together_agree_on_a_secret(clone: Path) -> None:
-    with serving(clone, "--workers", "4") as server:
-        lines = iter(server.process.stdout or [])
+    def read_until_all_have_started(server: Server) -> list[str]:
         seen: list[str] = []
         while sum("Application startup complete" in line for line in seen) < 4:
-            seen.append(next(lines))
+            seen.append(next(iter(server.process.stdout or [])))
+        return seen
+
+    with ThreadPoolExecutor(1) as pool, serving(clone, "--workers", "4") as server:
+        seen = pool.submit(read_until_all_have_started, server).result(timeout=60)
         server.end()
     assert sum("Made .env" in line for line in seen) == 1
     assert not [line for line in seen if "ERROR" in line]

@@ -43,7 +43,13 @@ def test_titles_that_are_fine(user: Caller, title: str) -> None:
     assert user("GET", f"/{task['id']}").json() == task
 
 
-DESCRIPTIONS = {"none": None, "empty": "", "1000 characters": "d" * 1000, "1000 emoji": "🎉" * 1000}
+DESCRIPTIONS = {
+    "none": None,
+    "empty": "",
+    "two lines": "two\r\nlines\n",
+    "1000 characters": "d" * 1000,
+    "1000 emoji": "🎉" * 1000,
+}
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
