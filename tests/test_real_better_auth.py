@@ -3,7 +3,6 @@
 import os
 import secrets
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.conftest import check_error
+from tests.conftest import check_error, until
 from tests.node import install
 from tests.server import free_port, serving
 
@@ -70,9 +69,8 @@ def better_auth(node: Path, path: str = "", **variables: str) -> Iterator[str]:
             ["node", "server.js"], cwd=node, env=environment | variables, stdout=log, stderr=log
         )
         try:
-            while not listens(url):
-                assert process.poll() is None, Path(node, "log").read_text()
-                time.sleep(0.05)
+            until(lambda: process.poll() is not None or listens(url), 60)
+            assert process.poll() is None, Path(node, "log").read_text()
             yield url
         finally:
             process.kill()

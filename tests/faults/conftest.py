@@ -1,5 +1,6 @@
 """What the fault tests share: PostgreSQL servers to break, and real servers of the API under load."""
 
+import getpass
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import httpx2
 import psycopg2
 import pytest
 
-from tests.conftest import SECRET, Caller, check_unavailable
+from tests.conftest import SECRET, Caller, check_unavailable, until
 from tests.server import Server, copy_project, free_port
 from tests.wire import Wire
 
@@ -25,7 +26,7 @@ BINARIES = os.pathsep.join(
     [os.environ["PATH"], "/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
 )
 # PostgreSQL and PgBouncer refuse to run as root.
-UNPRIVILEGED = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+UNPRIVILEGED = ["runuser", "-u", "postgres", "--"] if getpass.getuser() == "root" else []
 SETTINGS = {"listen_addresses": "127.0.0.1", "max_connections": "60", "fsync": "off"}
 MOST_SECONDS = 12.0  # what nobody waits for longer, whatever the database does
 
@@ -33,6 +34,7 @@ MOST_SECONDS = 12.0  # what nobody waits for longer, whatever the database does
 def binary(name: str) -> str:
     path = shutil.which(name, path=BINARIES)
     if path is None:
+        assert "CI" not in os.environ, f"CI must install {name}"
         pytest.skip(f"needs {name}, which is not installed here")
     return path
 
@@ -47,13 +49,6 @@ def folder_of_postgres() -> Path:
 def run(*command: object) -> None:
     arguments = [*UNPRIVILEGED, *map(str, command)]
     subprocess.run(arguments, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
-def until(done: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, f"it did not happen within {seconds:g} seconds"
-        time.sleep(0.02)
 
 
 class Cluster:
@@ -160,14 +155,14 @@ class Service:
 
 
 @contextmanager
-def service(url: str, *arguments: str) -> Iterator[Service]:
+def service(url: str, *arguments: str, environment: str = "development") -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
 
         class Logged(Server):
             stdout = log  # a pipe that nobody reads would stop it some day
 
         clone = copy_project(Path(folder))
-        variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET}
+        variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET, "ENVIRONMENT": environment}
         server = Logged(clone, "--no-access-log", "--timeout-keep-alive", "60", *arguments, **variables)
         it = Service(server, clone / "log")
         try:
@@ -180,6 +175,13 @@ def service(url: str, *arguments: str) -> Iterator[Service]:
                 server.process.wait(20)
             finally:
                 server.process.kill()
+
+
+def timed(user: Caller, *request: Any, **options: Any) -> tuple[Any, float]:
+    """The response, and the seconds until it was there."""
+    began = time.monotonic()
+    response = user(*request, **options)
+    return response, time.monotonic() - began
 
 
 def at_once(count: int, action: Callable[[int], Any]) -> list[Any]:

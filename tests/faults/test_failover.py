@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from tests.faults.conftest import Cluster, load, run, running, service, until
+from tests.conftest import until
+from tests.faults.conftest import Cluster, load, run, running, service
 
 pytestmark = pytest.mark.slow
 

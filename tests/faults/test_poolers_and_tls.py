@@ -1,27 +1,22 @@
-"""What may be between the API and the database: PgBouncer, and TLS."""
+"""What may be between the API and the database: PgBouncer, TLS, or a Unix socket."""
 
 import datetime as dt
 import ipaddress
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
+from alembic import command, config
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.faults.conftest import (
-    UNPRIVILEGED,
-    Cluster,
-    Service,
-    binary,
-    folder_of_postgres,
-    running,
-    service,
-    until,
-)
+from tests.conftest import fresh, until
+from tests.faults.conftest import UNPRIVILEGED, Cluster, Service, binary, folder_of_postgres, running, service
 from tests.server import free_port
 from tests.wire import Wire
 
@@ -147,3 +142,35 @@ def test_tls(secure: Cluster, mode: str) -> None:
             assert secure.sql(ours) == before != []  # an idle connection was not taken for a dead one
     finally:
         wire.cut()
+
+
+NOT_ENCRYPTED = "The connection to the database is not encrypted"
+
+
+def test_unix_socket_is_not_warned_of(cluster: Cluster) -> None:
+    name = cluster.database().rpartition("/")[2]
+    cluster.folder.chmod(0o755)
+    url = f"postgresql://app@/{name}?host={cluster.folder}&port={cluster.port}"
+    with service(url, environment="production") as api:
+        api.user().make()
+        assert NOT_ENCRYPTED not in api.log.read_text()
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("require", False), ("disable", True)])
+def test_connection_without_tls_is_warned_of(
+    cluster: Cluster,
+    secure: Cluster,
+    mode: str,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In production, and beyond private networks: as if all addresses were there."""
+    server = secure if mode == "require" else cluster
+    monkeypatch.setenv("DATABASE_URL", f"{server.database()}?sslmode={mode}")
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setitem(sys.modules, "db", db := fresh("db.py"))
+    monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=True))
+    command.upgrade(config.Config(toml_file=db.ROOT / "pyproject.toml"), "head")
+    db.engine.dispose()
+    assert (NOT_ENCRYPTED in caplog.text) is warned

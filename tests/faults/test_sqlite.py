@@ -1,17 +1,15 @@
 """SQLite has no server that could give up: what others do to the file, and what a statement does to us."""
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.conftest import check_unavailable
-from tests.faults.conftest import Service, service
+from tests.faults.conftest import Service, service, timed
 
 pytestmark = pytest.mark.slow
 
@@ -27,12 +25,6 @@ def api(file: Path) -> Iterator[Service]:
         yield api
 
 
-def timed(user: Any, *request: Any, **options: Any) -> tuple[Any, float]:
-    began = time.monotonic()
-    response = user(*request, **options)
-    return response, time.monotonic() - began
-
-
 def test_write_lock_of_another_program(api: Service, file: Path) -> None:
     """Reads go on, and writers are told within seconds."""
     user = api.user()
@@ -45,11 +37,11 @@ def test_write_lock_of_another_program(api: Service, file: Path) -> None:
             response, seconds = timed(user, "GET")
             assert response.status_code == 200
             assert api.health() == 200
-            assert seconds < 1
+            assert seconds < 3
         for write in (create, toggle):
             response, seconds = write.result()
             check_unavailable(response)
-            assert 3 < seconds < 6
+            assert 3 < seconds < 8
         other.execute("ROLLBACK")
     assert user.make("after")["title"] == "after"
     assert [(found["title"], found["completed"]) for found in user("GET").json()] == [
@@ -91,8 +83,8 @@ def test_endless_statement(api: Service, file: Path) -> None:
             responses = [one.result() for one in lists]
             for response, seconds in responses:
                 check_unavailable(response)
-                assert 3 < seconds < 10  # a user's requests may wait for each other
-            assert min(seconds for _, seconds in responses) < 6
+                assert 3 < seconds < 12  # a user's requests may wait for each other
+            assert min(seconds for _, seconds in responses) < 8
         finally:
             other.executescript("DROP VIEW tasks; ALTER TABLE kept RENAME TO tasks")
     assert [user.titles() for _ in range(10)] == [["one"]] * 10

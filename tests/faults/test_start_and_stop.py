@@ -2,10 +2,14 @@
 
 import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
-from tests.faults.conftest import Cluster, Service, at_once, service, until
+from tests.conftest import until
+from tests.faults.conftest import Cluster, Service, at_once, service
 from tests.wire import Wire
 
 pytestmark = pytest.mark.slow
@@ -27,12 +31,32 @@ def test_eight_workers_start_on_an_empty_database(cluster: Cluster, kind: str, t
             api.user().make()
 
 
+def test_start_waits_for_the_migration_of_another_process(cluster: Cluster) -> None:
+    """However long that takes: the time limits are for requests."""
+    url = cluster.database()
+
+    def start_and_stop() -> None:
+        with service(url):
+            pass
+
+    waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    with closing(cluster.connect(database=url.rpartition("/")[2])) as other, ThreadPoolExecutor(1) as pool:
+        other.cursor().execute("SELECT pg_advisory_lock(7061746)")
+        start = pool.submit(start_and_stop)
+        until(lambda: cluster.sql(waits), 30)
+        time.sleep(6)
+        assert not start.done()
+        other.cursor().execute("SELECT pg_advisory_unlock(7061746)")
+        start.result()
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sigterm_lets_running_requests_finish(cluster: Cluster, workers: str) -> None:
     wire = Wire("127.0.0.1", cluster.port)
     with service(cluster.database(wire.port), "--workers", workers) as api:
         until(lambda: started(api) == int(workers))
         user = api.user()
+        at_once(10, lambda _: user("GET"))  # so that there are connections
         codes: list[int] = []
         wire.delay = 0.5
         before = wire.trips
