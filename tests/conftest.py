@@ -23,6 +23,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import event, make_url
 from sqlmodel import Session, select
+from starlette.types import Message, Receive, Scope, Send
 
 from tests.wire import Wire
 
@@ -304,6 +305,20 @@ def app_with(**settings: str) -> Iterator[tuple[TestClient, Any]]:
     other.app.router.lifespan_context = already_started
     with TestClient(other.app) as client:
         yield client, other_auth
+
+
+def watched_client(look: Callable[[], object]) -> TestClient:
+    """Calls this whenever a response is about to be sent."""
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def look_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                look()
+            await send(message)
+
+        await main.app(scope, receive, look_and_send)
+
+    return TestClient(watched)
 
 
 @pytest.fixture

@@ -10,12 +10,20 @@ from fastapi.testclient import TestClient
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import exc
-from starlette.types import Message, Receive, Scope, Send
 
 import db
 import main
 from routes import auth as accounts
-from tests.conftest import Account, Clock, check_error, check_unavailable, new_email, post, until
+from tests.conftest import (
+    Account,
+    Clock,
+    check_error,
+    check_unavailable,
+    new_email,
+    post,
+    until,
+    watched_client,
+)
 
 pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
 
@@ -109,16 +117,8 @@ def test_login_is_given_back_before_its_response_is_sent(
     counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the one in memory
     counters.clear()
     seen: list[list[int]] = []
-
-    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_and_look(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                seen.append(list(counters.values()))
-            await send(message)
-
-        await main.app(scope, receive, send_and_look)
-
-    assert post(TestClient(watched), "login", ann.email).status_code == 200
+    client = watched_client(lambda: seen.append(list(counters.values())))
+    assert post(client, "login", ann.email).status_code == 200
     assert seen == [[0, 0]]
 
 

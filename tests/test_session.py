@@ -17,7 +17,7 @@ from sqlmodel import Session, SQLModel, StaticPool, create_engine, select
 import db
 import main
 from models import Task
-from tests.conftest import POSTGRES, Caller, Clock, check_error, counted, fresh, until
+from tests.conftest import POSTGRES, Caller, Clock, check_error, counted, fresh, until, watched_client
 
 # The two overrides that FastAPI's and SQLModel's documentation show
 
@@ -189,6 +189,14 @@ def test_health_does_not_wait_for_a_connection(crowd: Crowd, fresh_client: TestC
             assert fresh_client.get("/health").status_code == 200
         assert cost() >= 1
         assert not any(request.done() for request in crowd.waiting)
+
+
+def test_session_ends_before_the_response_is_sent(user: Caller) -> None:
+    """Else clients who read slowly would keep their connections for as long as they like."""
+    seen: list[int] = []
+    Caller(watched_client(lambda: seen.append(in_use())), user.user_id).make()
+    Caller(watched_client(lambda: seen.append(in_use())), user.user_id)("GET")
+    assert seen == [0, 0]
 
 
 def test_users_without_requests_are_forgotten(user: Caller, stranger: Caller) -> None:
