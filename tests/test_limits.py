@@ -3,18 +3,23 @@
 import operator
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import anyio
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import exc
+from starlette.types import Message, Receive, Scope, Send
 
 import db
 import main
 from routes import auth as accounts
 from tests.conftest import (
+    PASSWORD,
     Account,
     Clock,
     check_error,
@@ -191,6 +196,37 @@ def test_attempts_are_counted_before_they_wait_for_a_hashing_slot(
         finally:
             release.set()
         assert [login.result().status_code for login in waiting] == [401] * 10
+
+
+def test_hashing_slot_is_free_before_the_response_is_sent(ann: Account) -> None:
+    """Else two clients who do not read could keep everybody from logging in."""
+
+    async def scenario() -> None:
+        unread, both = [], anyio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_to_nobody(message: Message) -> None:
+                unread.append(message)
+                if len(unread) == 2:
+                    both.set()
+                await anyio.sleep_forever()
+
+            reads = b"x-reads" in dict(scope["headers"])
+            await main.app(scope, receive, send if reads else send_to_nobody)
+
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
+            log_in = partial(client.post, "/api/auth/login", json={"email": ann.email, "password": PASSWORD})
+            async with anyio.create_task_group() as group:
+                for _ in range(2):
+                    group.start_soon(log_in)
+                with anyio.fail_after(10):
+                    await both.wait()
+                    response = await log_in(headers={"X-Reads": "1"})
+                group.cancel_scope.cancel()
+        assert response.status_code == 200
+
+    anyio.run(scenario)
 
 
 def test_storage_that_dies_is_a_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
