@@ -35,9 +35,10 @@ def test_first_start_needs_nothing_and_the_next_finds_everything(clone: Path) ->
 
 def test_workers_that_start_together_agree_on_a_secret(clone: Path) -> None:
     def read_until_all_have_started(server: Server) -> list[str]:
+        lines = iter(server.process.stdout or [])
         seen: list[str] = []
         while sum("Application startup complete" in line for line in seen) < 4:
-            seen.append(next(iter(server.process.stdout or [])))
+            seen.append(next(lines))
         return seen
 
     with ThreadPoolExecutor(1) as pool, serving(clone, "--workers", "4") as server:

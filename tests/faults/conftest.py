@@ -131,6 +131,13 @@ def wire(cluster: Cluster) -> Iterator[Wire]:
     wire.cut()
 
 
+def timed(ask: Callable[..., Any], *request: Any, **options: Any) -> tuple[Any, float]:
+    """The response, and the seconds until it was there."""
+    began = time.monotonic()
+    response = ask(*request, **options)
+    return response, time.monotonic() - began
+
+
 class Service:
     """A real server of the API, and its users."""
 
@@ -177,13 +184,6 @@ def service(url: str, *arguments: str, environment: str = "development") -> Iter
                 server.process.kill()
 
 
-def timed(user: Caller, *request: Any, **options: Any) -> tuple[Any, float]:
-    """The response, and the seconds until it was there."""
-    began = time.monotonic()
-    response = user(*request, **options)
-    return response, time.monotonic() - began
-
-
 def at_once(count: int, action: Callable[[int], Any]) -> list[Any]:
     """Let so many clients do it, all at the same moment."""
     barrier = threading.Barrier(count)
@@ -211,9 +211,8 @@ class Load:
     def work(self) -> None:
         while self.going:
             for method, options in (("POST", {"json": {"title": "x"}}), ("GET", {"params": {"limit": 5}})):
-                began = time.monotonic()
-                response = self.user(method, **options)
-                self.slowest = max(self.slowest, time.monotonic() - began)
+                response, seconds = timed(self.user, method, **options)
+                self.slowest = max(self.slowest, seconds)
                 self.responses.append(response)
                 if response.status_code == 201:
                     self.made.add(response.json()["id"])

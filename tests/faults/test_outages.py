@@ -113,9 +113,9 @@ def test_database_outage(
                 response, waited = timed(going.user, "GET")
                 check_unavailable(response)
                 assert waited < MOST_SECONDS
-                began = time.monotonic()
-                assert survivor.health() == 503
-                assert time.monotonic() - began < 3
+                status, waited = timed(survivor.health)
+                assert status == 503
+                assert waited < 3
                 time.sleep(0.1)
         resumed(going)
 
