@@ -1,15 +1,13 @@
 """The two tables, and beside each of them what the API takes in and gives out."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import email_validator
-from pydantic import EmailStr, Field as PydanticField, Secret, StrictBool, StringConstraints, model_validator
+from pydantic import MISSING, EmailStr, Secret, StrictBool, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
-
-# Below, PydanticField is for what SQLModel's Field does not take, such as examples.
 
 # PostgreSQL cannot store the NUL character, so neither database is offered it.
 NO_NUL = r"^[^\x00]*$"
@@ -18,12 +16,12 @@ NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 Title = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=NOT_BLANK),
-    PydanticField(examples=["Water the plants"]),
+    Field(schema_extra={"examples": ["Water the plants"]}),
 ]
 Description = Annotated[
     str,
     StringConstraints(max_length=1000, pattern=NO_NUL),
-    PydanticField(examples=["The fern likes it wet."]),
+    Field(schema_extra={"examples": ["The fern likes it wet."]}),
 ]
 
 
@@ -53,22 +51,15 @@ class Task(SQLModel, table=True):
     updated_at: datetime
 
 
-# Generated clients often treat a field with a default as one that must be sent.
-def drop_defaults(schema: dict[str, Any]) -> None:
-    for field in schema["properties"].values():
-        field.pop("default", None)
-
-
+# A field that is MISSING was not sent: it is in no model_dump(), and /openapi.json shows no default for it.
 class TaskCreate(SQLModel):
-    model_config = {"json_schema_extra": drop_defaults}
-
     title: Title
-    description: Description | None = None
-    completed: Annotated[StrictBool, PydanticField(examples=[False])] = False
+    description: Description | MISSING | None = MISSING
+    completed: Annotated[StrictBool, Field(schema_extra={"examples": [False]})] | MISSING = MISSING
 
 
 class TaskUpdate(TaskCreate):
-    title: Title = ""  # never stored: update_task takes only the fields that were sent
+    title: Title | MISSING = MISSING  # type: ignore[assignment]
 
     # A whole task may be sent back; a body with nothing but a typo in it is a mistake.
     @model_validator(mode="before")
@@ -106,11 +97,11 @@ email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 Email = Annotated[
     EmailStr,
     StringConstraints(max_length=254, strip_whitespace=True, to_lower=True),
-    PydanticField(examples=["ann@example.com"]),
+    Field(schema_extra={"examples": ["ann@example.com"]}),
 ]
 
 
-PASSWORD = PydanticField(examples=["correct horse"], json_schema_extra={"format": "password"})
+PASSWORD = Field(schema_extra={"examples": ["correct horse"], "json_schema_extra": {"format": "password"}})
 
 
 # Passwords are taken as they are, blanks included. A Secret is shown in no log and no traceback. (Pydantic's
@@ -135,3 +126,7 @@ class Login(SQLModel):
     token_type: Literal["bearer"] = "bearer"  # noqa: S105
     expires_in: int
     user: UserPublic
+
+
+class Registered(UserPublic, Login):
+    """Who registers is signed in."""

@@ -1,18 +1,24 @@
-"""Alembic runs this file: it migrates by the app's own engine, one process at a time, in one transaction."""
+"""Alembic runs this file: it brings the tables up to date, one process at a time, in one transaction."""
 
 import ipaddress
-import os
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from alembic import context
+from sqlalchemy import Connection, NullPool, create_engine, exc
 from sqlmodel import SQLModel
 
 import models  # noqa: F401  (fills the metadata)
-from db import ENVIRONMENT, ON_SQLITE, engine, logger
+from hardening.settings import logger, settings
 
 LOCK = 7_061_746  # any number, as long as every process asks for the same
+url = settings.database_url
+on_sqlite = url.drivername == "sqlite"
+# Not the engine of db.py, whose time limits are for requests.
+engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
 
 
 # Other tables in the database, such as Better Auth's, are none of our business.
@@ -24,30 +30,47 @@ def is_ours(name: str | None, kind: str, _parents: object) -> bool:
 def can_be_read(connection: Any) -> bool:
     if connection.info.ssl_in_use:
         return False
-    with socket.socket(fileno=os.dup(connection.fileno())) as peer:
+    with socket.socket(fileno=socket.dup(connection.fileno())) as peer:
         if peer.family not in (socket.AF_INET, socket.AF_INET6):
             return False
         return ipaddress.ip_address(peer.getpeername()[0]).is_global
 
 
-if ON_SQLITE:
-    Path(str(engine.url.database)).touch(0o600)  # nobody else on this machine may read it
+# Write-ahead logging, so that readers and a writer do not wait for each other. It is a property of the file.
+# Who switches it on while another process does, or migrates, is told "database is locked" at once, and tries
+# again: SQLite's own waiting does not cover this.
+def write_ahead(connection: Connection) -> None:
+    for _ in range(100):
+        with suppress(exc.OperationalError):
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+            return
+        time.sleep(0.05)
 
-with engine.connect() as connection:
-    connection.detach()  # so that it is closed afterwards, and with it whatever a failure leaves open
-    if not ON_SQLITE and ENVIRONMENT != "development" and can_be_read(connection.connection.dbapi_connection):
-        logger.warning("The connection to the database is not encrypted: add ?sslmode=require to its URL")
-    with connection.begin():  # which sends nothing in autocommit, hence BEGIN and COMMIT below
-        if ON_SQLITE:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.exec_driver_sql("BEGIN")
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
-        context.configure(
-            connection=connection,
-            target_metadata=SQLModel.metadata,
-            include_name=is_ours,
-            render_as_batch=True,  # SQLite cannot alter a table in place
-        )
-        context.run_migrations()
-        connection.exec_driver_sql("COMMIT")
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=SQLModel.metadata,
+        include_name=is_ours,
+        render_as_batch=True,  # SQLite cannot alter a table in place
+    )
+    context.run_migrations()
+
+
+if on_sqlite:
+    Path(str(url.database)).touch(0o600)  # nobody else on this machine may read it
+
+with (
+    engine.connect() as connection,
+    connection.begin(),
+):  # which sends nothing in autocommit, hence BEGIN below
+    if on_sqlite:
+        write_ahead(connection)
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        if settings.environment != "development" and can_be_read(connection.connection.dbapi_connection):
+            logger.warning("The connection to the database is not encrypted: add ?sslmode=require to its URL")
+        connection.exec_driver_sql("BEGIN")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+    migrate(connection)
+    connection.exec_driver_sql("COMMIT")

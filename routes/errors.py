@@ -1,5 +1,6 @@
 """The one shape of every error: how it looks, how it is documented, and what becomes of each exception."""
 
+import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal
@@ -12,7 +13,9 @@ from sqlalchemy import exc
 from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
-from db import logger, one_line
+from hardening.database import one_line
+from hardening.isolation import OwnerMissingError
+from hardening.settings import logger, warn_once
 
 # The stable words for programs, where they are not HTTP's own.
 CODES = {413: "body_too_large", 422: "validation_error", 500: "internal_error"}
@@ -51,36 +54,43 @@ def error_response(
 
 
 async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
+    if error.status_code == 401:  # many frontends leave the page before anybody reads our message
+        warn_once("A request was refused with 401: %s", error.detail)
     return error_response(error.status_code, error.detail, error.headers)
 
 
 async def invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
     # Without the input itself: it may be secret, huge or no JSON at all.
     detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
-    first = detail[0]  # its loc is ("body", "title"), or ("body", 17) where JSON breaks off
-    field = next(part for part in reversed(first["loc"]) if isinstance(part, str))
-    # Pydantic's own words for these two are for programmers. All patterns refuse NUL, and a blank title has
-    # failed min_length before.
-    messages = {
-        "string_pattern_mismatch": "Text cannot contain the NUL character",
-        "model_attributes_type": "Send a JSON object, with Content-Type: application/json",
-    }
-    return error_response(422, f"{field}: {messages.get(first['type'], first['msg'])}", detail=detail)
+    first = error.errors()[0]
+    # Its loc is ("body", "title"), or ("query", "completed", "bool"), or ("body", 17) where JSON breaks off.
+    field = next(part for part in first["loc"][1::-1] if isinstance(part, str))
+    message = first["msg"]
+    if first["type"] == "string_pattern_mismatch" and "\0" in first["input"]:
+        message = "Text cannot contain the NUL character"
+    if first["type"] == "model_attributes_type":
+        message = "Send a JSON object, with Content-Type: application/json"
+    return error_response(422, f"{field}: {message}", detail=detail)
 
 
-async def storage_error(_request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s: %s", type(error).__name__, one_line(error))
-    if isinstance(error, exc.ProgrammingError | exc.DataError | exc.IntegrityError | exc.NotSupportedError):
+# 503: the database is away, overloaded, read-only or the like, but not for ever. 500: the mistake is ours.
+def status_of(error: Exception) -> int:
+    known = isinstance(error, exc.DBAPIError | exc.TimeoutError | StorageError | OwnerMissingError)
+    logger.error("%s: %s", type(error).__name__, one_line(error), exc_info=None if known else error)
+    # SQLITE_ERROR is SQLite's word for a wrong statement, such as one that names a missing table.
+    wrong_on_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    if wrong_on_sqlite or isinstance(error, exc.ProgrammingError):
+        logger.error("If the tables differ from models.py: make a migration, or run alembic upgrade head")
+        return 500
+    ours = isinstance(error, exc.DataError | exc.IntegrityError | exc.NotSupportedError | OwnerMissingError)
+    return 503 if known and not ours else 500
+
+
+async def failure(_request: Request, error: Exception) -> JSONResponse:
+    if status_of(error) == 500:
         return error_response(500)
-    # Away, overloaded, read-only or the like: not for ever.
     message = "The service is not available at the moment, try again soon"
     return error_response(503, message, {"Retry-After": "5"})
 
 
-HANDLERS: dict[Any, Any] = {
-    HTTPException: http_error,
-    RequestValidationError: invalid_request,
-    exc.DBAPIError: storage_error,
-    exc.TimeoutError: storage_error,
-    StorageError: storage_error,
-}
+HANDLERS: dict[Any, Any] = {HTTPException: http_error, RequestValidationError: invalid_request}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import db
+from hardening.settings import ROOT
 
 INSTALL = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--prefer-offline"]
 INSTALL += ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
@@ -21,7 +21,7 @@ def run(folder: Path, *command: str) -> None:
 def install(name: str, parent: Path) -> Path:
     """Copy a folder of tests/ and install its packages. Where that is impossible, skip; but not in CI."""
     folder = parent / name
-    shutil.copytree(db.ROOT / "tests" / name, folder, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(ROOT / "tests" / name, folder, ignore=shutil.ignore_patterns("node_modules"))
     try:
         run(folder, *INSTALL)
         run(folder, "node", "--version")

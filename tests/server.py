@@ -16,18 +16,28 @@ from typing import IO
 
 import pytest
 
-import db
+from hardening.settings import ROOT
 
 VARIABLES = {"DATABASE_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "CORS_ORIGINS", "ENVIRONMENT"}
 VARIABLES |= {"AUTH_RATE_LIMIT", "RATE_LIMIT_STORAGE"}
-FILES = ["main.py", "models.py", "db.py", "auth.py", "routes", "migrations", "pyproject.toml", ".env.example"]
+FILES = [
+    "main.py",
+    "models.py",
+    "db.py",
+    "auth.py",
+    "routes",
+    "hardening",
+    "migrations",
+    "pyproject.toml",
+    ".env.example",
+]
 
 
 def copy_project(folder: Path) -> Path:
     """The project as a fresh clone has it: without .env and database."""
     for name in FILES:
-        copy = shutil.copytree if (db.ROOT / name).is_dir() else shutil.copy
-        copy(db.ROOT / name, folder / name)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
     return folder
 
 

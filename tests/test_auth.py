@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fastapi.testclient import TestClient
 
-from tests.conftest import ORIGIN, SECRET, Caller, Clock, app_with, check_error, check_refused, token
+from tests.conftest import Caller, Clock, app_with, check_error, check_refused, token
+from tests.environment import ORIGIN, SECRET
 
 SOON = int(time.time()) + 3600
 
@@ -78,9 +79,9 @@ AUDIENCES: dict[str, tuple[object, bool]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client_of_two_frontends(client: TestClient) -> Any:
-    with app_with(CORS_ORIGINS=f"{ORIGIN}, https://app.example.com") as (other, _auth):
+    with app_with(cors_origins=f"{ORIGIN}, https://app.example.com") as other:
         yield other
 
 

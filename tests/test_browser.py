@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from tests.conftest import SECRET, token
+from tests.conftest import token
+from tests.environment import SECRET
 from tests.server import serving
 
 CHROMIUM = shutil.which("chromium") or "chromium"

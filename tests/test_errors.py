@@ -11,7 +11,8 @@ from sqlalchemy import exc
 
 import main
 from db import get_session
-from tests.conftest import ORIGIN, Caller, check_error, check_unavailable
+from tests.conftest import Caller, check_error, check_unavailable
+from tests.environment import ORIGIN
 
 SECRET_WORDS = "the client must not see this"
 

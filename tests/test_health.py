@@ -3,7 +3,6 @@
 That it does not wait for one of the connections: test_session.py.
 """
 
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +11,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 import db
-import main
-from tests.conftest import Clock, check_unavailable, counted, sent_statements, until
+from routes import service
+from routes.service import LastCheck
+from tests.conftest import Caller, Clock, check_error, check_unavailable, until
+from tests.counting import counted, sent_statements
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +24,9 @@ def connected(client: TestClient) -> None:
         connection.execute(text("SELECT 1"))
 
 
-def test_health_is_a_real_query_of_one_row(fresh_client: TestClient) -> None:
+def test_health_is_a_real_query_of_one_row(client: TestClient, fresh_health: None) -> None:
     with counted() as cost, sent_statements() as sent:
-        response = fresh_client.get("/health")
+        response = client.get("/health")
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
     assert cost() == 1
     ((sql, _),) = sent
@@ -33,38 +34,37 @@ def test_health_is_a_real_query_of_one_row(fresh_client: TestClient) -> None:
     assert "LIMIT" in sql
 
 
-def test_health_can_be_asked_with_head(fresh_client: TestClient) -> None:
-    response = fresh_client.head("/health")
+def test_health_can_be_asked_with_head(client: TestClient, fresh_health: None) -> None:
+    response = client.head("/health")
     assert (response.status_code, response.content) == (200, b"")
 
 
 def test_many_who_ask_at_once_share_one_query(
-    fresh_client: TestClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, fresh_health: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh_main = sys.modules["main"]
-    checking, ask_database = fresh_main.Health.checking, fresh_main.ask_database
+    read_a_task = service.read_a_task
 
-    def ask_when_all_are_here() -> None:
-        until(lambda: checking.statistics().tasks_waiting == 9)
-        ask_database()
+    def read_when_all_are_here() -> None:
+        until(lambda: LastCheck.checking.statistics().tasks_waiting == 9)
+        read_a_task()
 
-    monkeypatch.setattr(fresh_main, "ask_database", ask_when_all_are_here)
+    monkeypatch.setattr(service, "read_a_task", read_when_all_are_here)
     with counted() as cost, ThreadPoolExecutor(10) as pool:
-        codes = set(pool.map(lambda _: fresh_client.get("/health").status_code, range(10)))
+        codes = set(pool.map(lambda _: client.get("/health").status_code, range(10)))
     assert codes == {200}
     assert cost() == 1
 
 
-def test_health_is_a_second_old_at_most(fresh_client: TestClient, uptime: Clock) -> None:
-    assert fresh_client.get("/health").status_code == 200
+def test_health_is_a_second_old_at_most(client: TestClient, fresh_health: None, uptime: Clock) -> None:
+    assert client.get("/health").status_code == 200
     uptime.forward(1.1)
     with counted() as cost:
-        assert fresh_client.get("/health").status_code == 200
+        assert client.get("/health").status_code == 200
     assert cost() == 1
 
 
 def test_health_does_not_wait_for_a_database_that_hangs(
-    client: TestClient, uptime: Clock, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, fresh_health: None, uptime: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, release = threading.Event(), threading.Event()
 
@@ -72,9 +72,7 @@ def test_health_does_not_wait_for_a_database_that_hangs(
         asked.set()
         release.wait(20)
 
-    monkeypatch.setattr(main, "ask_database", hang)
-    monkeypatch.setattr(main.Health, "known_until", 0.0)  # both are put back afterwards
-    monkeypatch.setattr(main.Health, "good", False)
+    monkeypatch.setattr(service, "read_a_task", hang)
     with ThreadPoolExecutor(1) as pool:
         health = pool.submit(client.get, "/health")
         try:
@@ -86,22 +84,34 @@ def test_health_does_not_wait_for_a_database_that_hangs(
             release.set()
 
 
-def test_database_without_our_tables_is_not_healthy(
-    fresh_client: TestClient, uptime: Clock, caplog: pytest.LogCaptureFixture
+MISSING = {
+    "table": ("ALTER TABLE tasks RENAME TO elsewhere", "ALTER TABLE elsewhere RENAME TO tasks"),
+    "column": (
+        "ALTER TABLE tasks RENAME COLUMN description TO elsewhere",
+        "ALTER TABLE tasks RENAME COLUMN elsewhere TO description",
+    ),
+}
+
+
+@pytest.mark.parametrize(("lose", "find"), MISSING.values(), ids=MISSING)
+def test_forgotten_migration_is_seen_at_once(
+    user: Caller, fresh_health: None, uptime: Clock, caplog: pytest.LogCaptureFixture, lose: str, find: str
 ) -> None:
-    assert fresh_client.get("/health").status_code == 200
+    client = user.client
+    assert client.get("/health").status_code == 200
     uptime.forward(1.1)
     with db.engine.connect() as connection:
-        connection.execute(text("ALTER TABLE tasks RENAME TO elsewhere"))
+        connection.execute(text(lose))
         try:
-            first = fresh_client.get("/health")
-            sys.modules["main"].Health.known_until += 10  # this machine may be slow
-            second = fresh_client.get("/health")
+            first = client.get("/health")
+            LastCheck.known_until += 10  # this machine may be slow
+            second = client.get("/health")
+            assert len([line for line in caplog.messages if "alembic upgrade head" in line]) == 1
+            tasks = user("GET")
         finally:
-            connection.execute(text("ALTER TABLE elsewhere RENAME TO tasks"))
-    check_unavailable(first)
-    check_unavailable(second)
-    (line,) = [line for line in caplog.messages if line.startswith("Not healthy: ")]
-    assert "tasks" in line
+            connection.execute(text(find))
+    for response in (first, second, tasks):
+        check_error(response, 500, "internal_error")
+        assert "retry-after" not in response.headers
     uptime.forward(11.1)
-    assert fresh_client.get("/health").status_code == 200
+    assert client.get("/health").status_code == 200

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import ORIGIN, Caller, check_error
+from tests.conftest import Caller, check_error
+from tests.environment import ORIGIN
 
 JSON_TYPE = {"Content-Type": "application/json"}
 DEEP = b"[" * 20_000 + b"]" * 20_000

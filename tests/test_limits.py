@@ -15,20 +15,12 @@ from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import exc
 from starlette.types import Message, Receive, Scope, Send
 
-import db
 import main
-from routes import auth as accounts
-from tests.conftest import (
-    PASSWORD,
-    Account,
-    Clock,
-    check_error,
-    check_unavailable,
-    new_email,
-    post,
-    until,
-    watched_client,
-)
+from hardening import turns
+from hardening.settings import counters, settings
+from routes import accounts
+from tests.accounts import PASSWORD, Account, new_email, post
+from tests.conftest import Clock, check_error, check_unavailable, until, watched_client
 
 pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
 
@@ -173,7 +165,7 @@ def test_outage_before_the_endpoint_gives_the_attempt_back(
     ann: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(db, "responds_again_at", float("inf"))
+        patch.setattr(turns, "RESPONSE_TIMEOUT", -1)  # whoever waits is too late
         for _ in range(12):
             check_unavailable(post(ann.client, "login", ann.email))
     assert post(ann.client, "login", ann.email).status_code == 200
@@ -238,10 +230,8 @@ def test_storage_that_dies_is_a_503(client: TestClient, monkeypatch: pytest.Monk
         def base_exceptions(self) -> type[Exception]:
             return ConnectionError
 
-    monkeypatch.setenv("RATE_LIMIT_STORAGE", "memory://")
     monkeypatch.setattr("limits.storage.storage_from_string", lambda _uri, **options: Dying(**options))
-    _, limiter = accounts.rate_limit()
-    monkeypatch.setattr(accounts, "limiter", limiter)
+    monkeypatch.setattr(settings, "rate_limit_storage", counters("memory://"))
     response = post(client, "login", new_email())
     check_unavailable(response)
     assert "storage" not in response.text

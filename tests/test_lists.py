@@ -11,7 +11,9 @@ from sqlmodel import create_engine, insert
 
 import db
 from models import Task, now
-from tests.conftest import POSTGRES, Caller, sent_statements
+from tests.conftest import Caller
+from tests.counting import sent_statements
+from tests.environment import POSTGRES
 
 
 def test_list_is_newest_first_and_of_one_user_only(user: Caller, stranger: Caller) -> None:
@@ -133,7 +135,7 @@ def test_previous_page_begins_at_zero_at_the_earliest(user: Caller) -> None:
 
 def insert_tasks(user: Caller, *tasks: Mapping[str, object]) -> None:
     """So many that the API would take too long: in one transaction, without the time limit of a request."""
-    engine = create_engine(db.DATABASE_URL)
+    engine = create_engine(db.engine.url)
     common = {"user_id": user.user_id, "title": "x", "created_at": now(), "updated_at": now()}
     with engine.begin() as connection:
         connection.execute(insert(Task), [{**common, "completed": False, **task} for task in tasks])

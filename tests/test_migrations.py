@@ -13,9 +13,11 @@ from sqlalchemy import exc, inspect, text
 
 import db
 import main
-from tests.conftest import Caller, Refusal, on_postgres
+from hardening.settings import ROOT, settings
+from tests.conftest import Caller, Refusal
+from tests.environment import on_postgres
 
-ALEMBIC = Config(toml_file=db.ROOT / "pyproject.toml")
+ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
 
 
 @pytest.mark.usefixtures("client")
@@ -99,7 +101,7 @@ def test_unencrypted_connection_beyond_private_networks_is_warned_of(
     far_away: bool,
     warned: bool,
 ) -> None:
-    monkeypatch.setattr(db, "ENVIRONMENT", environment)
+    monkeypatch.setattr(settings, "environment", environment)
     monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=far_away))
     command.upgrade(ALEMBIC, "head")
     assert ("The connection to the database is not encrypted" in caplog.text) is warned

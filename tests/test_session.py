@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import Request
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, exc
 from sqlmodel import Session, SQLModel, StaticPool, create_engine, select
 
 import db
 import main
+from hardening import turns
 from models import Task
-from tests.conftest import POSTGRES, Caller, Clock, check_error, counted, fresh, until, watched_client
+from tests.conftest import Caller, Clock, check_error, until, watched_client
+from tests.counting import counted
+from tests.environment import POSTGRES
 
 # The two overrides that FastAPI's and SQLModel's documentation show
 
@@ -61,7 +63,7 @@ def session_of_another_engine(tmp_path: Path) -> Iterator[Session]:
 @pytest.fixture
 def session_of_a_plain_engine(client: TestClient) -> Iterator[Session]:
     """The same on our database, with transactions as SQLAlchemy has them by default."""
-    with each_request_has_a_session_of(create_engine(db.DATABASE_URL)) as session:
+    with each_request_has_a_session_of(create_engine(db.engine.url)) as session:
         yield session
 
 
@@ -179,14 +181,14 @@ def test_user_who_floods_the_api_waits_alone(crowd: Crowd, stranger: Caller) -> 
         assert not any(request.done() for request in crowd.waiting)
 
 
-def test_health_does_not_wait_for_a_connection(crowd: Crowd, fresh_client: TestClient) -> None:
+def test_health_does_not_wait_for_a_connection(crowd: Crowd, client: TestClient, fresh_health: None) -> None:
     sends = [crowd.user(f"user {number}", 3) for number in range(4)]
     with locked():
         for send in sends:
             send()
         until(lambda: in_use() == 10)
         with counted() as cost:
-            assert fresh_client.get("/health").status_code == 200
+            assert client.get("/health").status_code == 200
         assert cost() >= 1
         assert not any(request.done() for request in crowd.waiting)
 
@@ -203,26 +205,26 @@ def test_users_without_requests_are_forgotten(user: Caller, stranger: Caller) ->
     for somebody in (user, stranger):
         somebody.make()
     gc.collect()
-    assert dict(db.user_slots) == {}
+    assert dict(turns.each_user) == {}
 
 
-def test_request_that_waited_five_seconds_for_a_connection_is_given_up(uptime: Clock) -> None:
-    own = fresh("db.py")  # with slots that no event loop has used yet
-
-    def session_of(user_id: str) -> Any:
-        return own.get_session(Request({"type": "http", "state": {"user_id": user_id}}))
+def test_request_that_waited_five_seconds_for_its_turn_is_given_up(
+    uptime: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "everybody", asyncio.Semaphore(10))  # one belongs to one event loop
 
     async def wait() -> None:
-        sessions = [session_of(f"user {number}") for number in range(10)]
-        for session in sessions:
-            await anext(session)
-        last = asyncio.ensure_future(anext(session_of("the eleventh")))
+        served = [turns.turn_of(f"user {number}") for number in range(10)]
+        for turn in served:
+            await turn.__aenter__()
+        last = asyncio.ensure_future(turns.turn_of("the eleventh").__aenter__())
         await asyncio.sleep(0)  # now it waits
         assert not last.done()
         uptime.forward(5.1)
-        await sessions[0].aclose()
+        await served[0].__aexit__(None, None, None)
         with pytest.raises(exc.TimeoutError):
             await last
-        await anext(session_of("the next, who did not wait"))
+        async with turns.turn_of("the next, who did not wait"):
+            pass
 
     asyncio.run(wait())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SECRET
+from tests.environment import SECRET
 from tests.server import Server, serving
 
 pytestmark = pytest.mark.slow

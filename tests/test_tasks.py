@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Caller, check_error, counted
+from tests.conftest import Caller, check_error
+from tests.counting import counted
 
 FIELDS = {"id", "user_id", "title", "description", "completed", "created_at", "updated_at"}
 

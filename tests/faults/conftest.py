@@ -18,7 +18,8 @@ import httpx2
 import psycopg2
 import pytest
 
-from tests.conftest import SECRET, Caller, check_unavailable, until
+from tests.conftest import Caller, check_unavailable, until
+from tests.environment import SECRET
 from tests.server import Server, copy_project, free_port
 from tests.wire import Wire
 

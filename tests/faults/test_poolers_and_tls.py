@@ -4,7 +4,6 @@ import datetime as dt
 import ipaddress
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.conftest import fresh, until
+from hardening.settings import ROOT, settings, url_of_database
+from tests.conftest import until
 from tests.faults.conftest import UNPRIVILEGED, Cluster, Service, binary, folder_of_postgres, running, service
 from tests.server import free_port
 from tests.wire import Wire
@@ -167,10 +167,8 @@ def test_connection_without_tls_is_warned_of(
 ) -> None:
     """In production, and beyond private networks: as if all addresses were there."""
     server = secure if mode == "require" else cluster
-    monkeypatch.setenv("DATABASE_URL", f"{server.database()}?sslmode={mode}")
-    monkeypatch.setenv("ENVIRONMENT", "production")
-    monkeypatch.setitem(sys.modules, "db", db := fresh("db.py"))
+    monkeypatch.setattr(settings, "database_url", url_of_database(f"{server.database()}?sslmode={mode}"))
+    monkeypatch.setattr(settings, "environment", "production")
     monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=True))
-    command.upgrade(config.Config(toml_file=db.ROOT / "pyproject.toml"), "head")
-    db.engine.dispose()
+    command.upgrade(config.Config(toml_file=ROOT / "pyproject.toml"), "head")
     assert (NOT_ENCRYPTED in caplog.text) is warned

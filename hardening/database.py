@@ -1,0 +1,126 @@
+"""A database that is slow, frozen, restarted or gone holds up a request for seconds, never for longer."""
+
+import math
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from alembic import command, config, util
+from sqlalchemy import Connection, Engine, event, exc, pool
+
+from hardening.settings import ROOT, refuse_to_start
+
+POOL_SIZE = 10  # connections to the database, in each worker
+STATEMENT_TIMEOUT = 4.0  # seconds until the database gives up a statement
+RESPONSE_TIMEOUT = 5.0  # seconds until we give up a database that does not respond
+
+
+def protect(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", prepare_sqlite)
+        event.listen(engine, "before_cursor_execute", start_clock)
+    else:
+        event.listen(engine, "before_cursor_execute", add_time_limit, retval=True)
+        event.listen(engine, "connect", take_socket)
+        event.listen(engine, "checkout", begin_use)
+        event.listen(engine, "checkin", end_use)
+        event.listen(engine, "detach", end_use)
+        event.listen(engine, "close", give_socket_back)
+        event.listen(engine, "close_detached", give_socket_back)
+
+
+# PostgreSQL gives up a slow statement by itself, if it is told to. That stands in the same message, which is
+# one transaction: so it costs no round trip, and holds for this statement alone.
+def add_time_limit(
+    _connection: object, _cursor: object, sql: str, values: Any, *_: object
+) -> tuple[str, Any]:
+    return f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}; {sql}", values
+
+
+# A server that was restarted has closed our idle connections, and we notice when we use one. A server that is
+# frozen does not even do that, and gives up nothing: so a watchdog hangs up on it.
+
+# Of each connection a second handle on its socket. We alone close it, so it can never be another's by now.
+sockets: dict[Any, socket.socket] = {}
+in_use_since: dict[Any, float] = {}  # connection: when a request took it
+closing = threading.Lock()
+
+
+def take_socket(connection: Any, *_: object) -> None:
+    sockets[connection] = socket.socket(fileno=socket.dup(connection.fileno()))
+
+
+def begin_use(connection: Any, *_: object) -> None:
+    if has_something_to_read(sockets[connection]):  # a server sends nothing unasked, but its farewell
+        raise exc.InvalidatePoolError  # upon which SQLAlchemy connects anew
+    in_use_since[connection] = time.monotonic()
+
+
+def has_something_to_read(handle: socket.socket) -> bool:
+    try:
+        handle.recv(1, socket.MSG_PEEK)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
+
+
+def end_use(connection: Any, *_: object) -> None:
+    in_use_since.pop(connection, None)
+
+
+def give_socket_back(connection: Any, *_: object) -> None:
+    end_use(connection)
+    with closing:
+        sockets.pop(connection).close()
+
+
+@contextmanager
+def watchdog() -> Iterator[None]:
+    end = threading.Event()
+    # A thread: it works although somebody's code blocks the event loop.
+    threading.Thread(target=hang_up_on_frozen_servers, args=(end,), daemon=True).start()
+    yield
+    end.set()
+
+
+def hang_up_on_frozen_servers(end: threading.Event) -> None:
+    while not end.wait(0.5):
+        for connection, since in list(in_use_since.items()):
+            if time.monotonic() > since + RESPONSE_TIMEOUT:
+                with closing, suppress(KeyError, OSError):  # it has been closed meanwhile
+                    sockets[connection].shutdown(socket.SHUT_RDWR)
+
+
+# SQLite, which keeps the time by itself.
+
+
+def prepare_sqlite(connection: sqlite3.Connection, entry: pool.ConnectionPoolEntry) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {STATEMENT_TIMEOUT * 1000:.0f}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    # SQLite's own lower() knows ASCII only, and search is for everybody.
+    connection.create_function("lower", 1, lambda text: text and text.lower())
+    # Called again and again while a statement runs; true ends it.
+    connection.set_progress_handler(lambda: time.monotonic() > entry.info.get("deadline", math.inf), 10_000)
+
+
+def start_clock(connection: Connection, *_: object) -> None:
+    connection.info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT
+
+
+# What went wrong, without the excerpt of the statement that PostgreSQL adds: data may stand in it.
+def one_line(error: Exception) -> str:
+    cause = getattr(error, "orig", error)
+    primary = getattr(getattr(cause, "diag", None), "message_primary", None)
+    return " ".join((primary or str(cause)).split())
+
+
+# Workers that start together do it one after the other, see migrations/env.py.
+def migrate() -> None:
+    try:
+        command.upgrade(config.Config(toml_file=ROOT / "pyproject.toml"), "head")
+    except (exc.SQLAlchemyError, util.CommandError, ValueError, OSError) as error:
+        refuse_to_start(f"the database cannot be used: {one_line(error)}")
