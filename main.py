@@ -24,7 +24,7 @@ BETTER_AUTH = "Sign in at <{0.better_auth_origin}>; then <{0.better_auth_url}/to
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    migrate()
+    migrate(engine)
     logger.info("Tokens: %s", settings.better_auth_origin or "signed with BETTER_AUTH_SECRET")
     with watchdog():
         yield

@@ -119,8 +119,9 @@ def one_line(error: Exception) -> str:
 
 
 # Workers that start together do it one after the other, see migrations/env.py.
-def migrate() -> None:
+def migrate(engine: Engine) -> None:
     try:
         command.upgrade(config.Config(toml_file=ROOT / "pyproject.toml"), "head")
+        engine.connect().close()  # SQLAlchemy asks a server some questions at first: not during a request
     except (exc.SQLAlchemyError, util.CommandError, ValueError, OSError) as error:
         refuse_to_start(f"the database cannot be used: {one_line(error)}")

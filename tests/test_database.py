@@ -2,16 +2,17 @@
 
 import os
 import select
+import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import event, exc, text
+from sqlalchemy import Connection, event, exc, text
 from sqlmodel import Session
 
 import db
@@ -155,6 +156,82 @@ def closed_by_server() -> bool:
     idle = [record.dbapi_connection for record in db.engine.pool._pool.queue]  # type: ignore[attr-defined]  # noqa: SLF001  (of a QueuePool)
     readable, _, _ = select.select(idle, [], [], 0)
     return len(readable) == len(idle) > 0
+
+
+# The watchdog, which hangs up on frozen servers
+
+
+@on_postgres
+def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user: Caller) -> None:
+    held: list[socket.socket] = []
+
+    def remember(connection: Any, _record: object) -> None:
+        held.append(database.sockets[connection])
+
+    db.engine.dispose()
+    event.listen(db.engine, "connect", remember)
+    try:
+        with db.engine.connect(), db.engine.connect() as lost, db.engine.connect() as own:
+            assert sum(handle.fileno() >= 0 for handle in held) == 3
+            own.detach()
+            lost.invalidate()
+            assert sum(handle.fileno() >= 0 for handle in held) == 2
+        user.make()
+        assert sum(handle.fileno() >= 0 for handle in held) == 1  # it is idle in the pool
+    finally:
+        event.remove(db.engine, "connect", remember)
+        db.engine.dispose()
+    assert sum(handle.fileno() >= 0 for handle in held) == 0
+    assert not database.sockets
+    assert not database.in_use_since
+
+
+def kill(connection: Any) -> None:
+    administer(f"SELECT pg_terminate_backend({connection.connection.dbapi_connection.info.backend_pid})")
+
+
+def close_behind_its_back(connection: Any) -> None:
+    connection.connection.dbapi_connection.close()
+
+
+@on_postgres
+@pytest.mark.parametrize("spoil", [kill, close_behind_its_back, Connection.detach, Connection.invalidate])
+def test_watchdog_outlives_whatever_happens_to_a_connection(
+    user: Caller, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]
+) -> None:
+    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.0)  # it hangs up on whatever is in use
+    with db.engine.connect() as first, db.engine.connect() as second:
+        handle = database.sockets[second.connection.dbapi_connection]
+        spoil(first)
+        with suppress(exc.DBAPIError):
+            first.exec_driver_sql("SELECT 1")
+        until(lambda: select.select([handle], [], [], 0)[0])  # it has hung up on the second
+        with pytest.raises(exc.DBAPIError):
+            second.exec_driver_sql("SELECT 1")
+    monkeypatch.undo()
+    assert user.titles() == []
+
+
+@on_postgres
+def test_watchdog_never_hits_a_descriptor_that_was_reused(client: TestClient) -> None:
+    """A connection closes while the watchdog is about to hang up on it; its number goes to another socket."""
+    with db.engine.connect() as connection:
+        dbapi_connection = connection.connection.dbapi_connection
+        number = database.sockets[dbapi_connection].fileno()
+        connection.invalidate()
+    ends = [socket.socketpair() for _ in range(number)]
+    assert number in [end.fileno() for pair in ends for end in pair]
+    database.in_use_since[dbapi_connection] = 0.0  # the watchdog has not heard of the end
+    with db.engine.connect() as connection, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "RESPONSE_TIMEOUT", 0.0)
+        handle = database.sockets[connection.connection.dbapi_connection]
+        until(lambda: select.select([handle], [], [], 0)[0])
+    del database.in_use_since[dbapi_connection]
+    for one, other in ends:
+        one.sendall(b"still open")
+        assert other.recv(10) == b"still open"
+        one.close()
+        other.close()
 
 
 @on_postgres

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from sqlmodel import Session, SQLModel, StaticPool, create_engine, select
 
 import db
 import main
+from auth import CurrentOwner
+from db import SessionDep
 from hardening import turns
 from models import Task
-from tests.conftest import Caller, Clock, check_error, until, watched_client
+from tests.conftest import Caller, Clock, already_started, check_error, until, watched_client
 from tests.counting import counted
 from tests.environment import POSTGRES
 
@@ -179,6 +182,32 @@ def test_user_who_floods_the_api_waits_alone(crowd: Crowd, stranger: Caller) -> 
             assert stranger("GET").status_code == 200
         assert in_use() == 3
         assert not any(request.done() for request in crowd.waiting)
+
+
+def test_order_of_parameters_does_not_matter(client: TestClient, user: Caller, stranger: Caller) -> None:
+    """Here the session comes first; and still a user has three connections, and the token decides."""
+    app = main.create_app()
+    app.router.lifespan_context = already_started
+
+    @app.post("/api/{user_id}/slow")
+    def slow(session: SessionDep, owner: CurrentOwner) -> None:
+        assert session.exec(select(Task).where(Task.user_id == owner)).all()
+        held.append(owner)
+        release.wait(10)
+
+    held: list[str] = []
+    release = Event()
+    user.make()
+    with TestClient(app) as other, ThreadPoolExecutor(20) as pool:
+        path = f"/api/{user.user_id}/slow"
+        waiting = [pool.submit(other.post, path, headers=user.headers) for _ in range(20)]
+        until(lambda: len(held) == 3)
+        check_error(other.post(path, headers=stranger.headers), 403, "forbidden")
+        assert in_use() == 3
+        assert Caller(other, stranger.user_id).titles() == []
+        assert len(held) == 3
+        release.set()
+        assert {request.result().status_code for request in waiting} == {200}
 
 
 def test_health_does_not_wait_for_a_connection(crowd: Crowd, client: TestClient, fresh_health: None) -> None:

@@ -47,7 +47,13 @@ def powered_off(primary: Cluster, stack: ExitStack) -> None:
         waiting.connect_ex(address)
 
 
-@pytest.mark.parametrize("lose", [killed, powered_off])
+def frozen(primary: Cluster, stack: ExitStack) -> None:
+    """All of its processes stop, and none of its connections is closed."""
+    primary.signal(signal.SIGSTOP)
+    stack.callback(primary.signal, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("lose", [killed, powered_off, frozen])
 def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], None]) -> None:
     with primary_and_standby() as (primary, standby), ExitStack() as stack:
         host, _, name = primary.database().removeprefix("postgresql://app@").partition("/")
@@ -58,5 +64,5 @@ def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], 
                 until(lambda: api.health() == 503)
                 run(standby.pg_ctl, "-D", standby.data, "-w", "promote")
                 before = len(going.made)
-                until(lambda: len(going.made) > before + 10, 30)
+                until(lambda: len(going.made) > before + 10, 15)
             assert "Traceback" not in api.log.read_text()

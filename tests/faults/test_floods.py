@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import Caller, check_unavailable
+from tests.conftest import Caller, check_unavailable, token
+from tests.environment import SECRET
 from tests.faults.conftest import Cluster, Service, at_once, service, timed
 from tests.wire import Wire
 
@@ -159,6 +160,23 @@ def test_slow_clients_hold_up_nobody(flooded: Service) -> None:
         for _ in range(40):
             stack.enter_context(slow_client(flooded, head(user, "POST", "", 500) + half))
             stack.enter_context(slow_client(flooded, head(user, "GET", "?limit=1000")))
+        began = time.monotonic()
+        for _ in range(20):
+            user.make("quick")
+            assert flooded.health() == 200
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("signed_with", ["x" * 64, SECRET], ids=["junk tokens", "good tokens"])
+def test_slow_senders_hold_up_nobody(flooded: Service, signed_with: str) -> None:
+    """Twenty, each with a token of its own: none of them has a turn while its body is on its way."""
+    user = flooded.user()
+    user.make()
+    with ExitStack() as stack:
+        for _ in range(20):
+            sender = flooded.user()
+            sender.headers = {"Authorization": f"Bearer {token(sender.user_id, signed_with)}"}
+            stack.enter_context(slow_client(flooded, head(sender, "POST", "", 500) + '{"tit'))
         began = time.monotonic()
         for _ in range(20):
             user.make("quick")

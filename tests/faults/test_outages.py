@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import create_engine, exc
 
+from hardening.settings import url_of_database
 from tests.conftest import check_unavailable, until
 from tests.faults.conftest import MOST_SECONDS, Cluster, Load, Service, load, service, timed
 from tests.wire import Wire
@@ -65,7 +67,7 @@ def stopped(cluster: Cluster, _wire: Wire) -> Iterator[None]:
         cluster.start()
 
 
-def frozen(cluster: Cluster, _wire: Wire) -> Iterator[None]:
+def frozen(cluster: Cluster, _wire: Wire | None) -> Iterator[None]:
     cluster.signal(signal.SIGSTOP)
     try:
         yield
@@ -118,6 +120,17 @@ def test_database_outage(
                 assert waited < 3
                 time.sleep(0.1)
         resumed(going)
+
+
+def test_connecting_to_a_frozen_server_is_given_up_after_five_seconds(cluster: Cluster) -> None:
+    engine = create_engine(url_of_database(cluster.database()))
+    with contextmanager(frozen)(cluster, None):
+        began = time.monotonic()
+        with pytest.raises(exc.OperationalError, match="timeout expired"):
+            engine.connect()
+        assert time.monotonic() - began < 7
+    engine.connect().close()
+    engine.dispose()
 
 
 def test_outages_leave_nothing_behind(survivor: Service, at_first: tuple[int, int]) -> None:

@@ -1,0 +1,46 @@
+"""The two floors: what a student reads stands above, and hardening/ knows nothing of it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from hardening.settings import ROOT
+
+CELLAR = sorted((ROOT / "hardening").glob("*.py"))
+GROUND = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "routes").glob("*.py"))]
+NAMES_ABOVE = {path.stem for path in ROOT.glob("*.py")} | {"routes", "migrations", "tests"}
+
+
+def imported_by(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "say where it is from"
+            names.add(str(node.module))
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("path", CELLAR, ids=lambda path: path.name)
+def test_hardening_imports_nothing_from_above(path: Path) -> None:
+    assert not imported_by(path) & NAMES_ABOVE
+
+
+@pytest.mark.parametrize("path", [*GROUND, *CELLAR], ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_each_file_begins_with_what_it_is_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not text or ast.get_docstring(ast.parse(text))
+
+
+def lines_of_code(path: Path) -> int:
+    """Those that are neither blank nor comment."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return sum(1 for line in lines if line.strip() and not line.strip().startswith("#"))
+
+
+def test_the_house_stays_small() -> None:
+    assert max(map(lines_of_code, GROUND)) <= 110
+    assert sum(map(lines_of_code, GROUND)) <= 550
+    assert sum(map(lines_of_code, CELLAR)) <= 400
