@@ -1,9 +1,12 @@
-"""The OpenAPI document as a TypeScript frontend uses it: for types, and for a client that keeps to them."""
+"""TypeScript frontends: a client made from the OpenAPI document, and the files of docs/better-auth.md."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
+import main
 from tests.node import install, run
 from tests.server import copy_project, serving
 
@@ -19,3 +22,21 @@ def test_generated_typescript_client_works(tmp_path: Path) -> None:
         run(frontend, "npx", "openapi-typescript", "openapi.json", "-o", "api.ts")
         run(frontend, "npx", "tsc")
         run(frontend, "node", "built/round.js", server.url)
+
+
+def test_what_the_better_auth_paper_says_to_write_compiles(tmp_path: Path) -> None:
+    paper = (Path(__file__).parents[1] / "docs" / "better-auth.md").read_text(encoding="utf-8")
+    files = re.findall(r"```tsx?\n(// (\S+)\n.*?)```", paper, re.DOTALL)
+    assert len(files) == paper.count("```ts")
+
+    frontend = install("nextjs", tmp_path)
+    (frontend / "lib").mkdir()
+    (frontend / "openapi.json").write_text(json.dumps(main.app.openapi()), encoding="utf-8")
+    run(frontend, "npx", "openapi-typescript", "openapi.json", "-o", "lib/api.ts")
+    for text, name in files:
+        file = frontend / name
+        if file.exists():  # so here comes another way to write it
+            run(frontend, "npx", "tsc")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    run(frontend, "npx", "tsc")

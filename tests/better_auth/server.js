@@ -12,7 +12,7 @@ const secret = new TextEncoder().encode(process.env.BETTER_AUTH_SECRET);
 const tables = { user: [], session: [], account: [], verification: [], jwks: [] };
 
 const HS256 = {
-  jwks: { remoteUrl: "unused", keyPairConfig: { alg: "EdDSA" } }, // the plugin insists on it
+  jwks: { remoteUrl: "unused", keyPairConfig: { alg: "EdDSA" } }, // sign needs this line, nothing reads it
   jwt: { sign: (claims) => new SignJWT(claims).setProtectedHeader({ alg: "HS256" }).sign(secret) },
 };
 const auth = betterAuth({
