@@ -27,7 +27,7 @@ LEEWAY = 5  # seconds by which another machine's clock may differ
 
 # 1. The token. Two servers may have signed it, and the settings say which: never the token itself.
 async def decode_with_secret(token: str) -> Claims:
-    claims = decode(token, settings.better_auth_secret, ("HS256",))
+    claims = decode(token, settings.better_auth_secret, ("HS256",), None)
     # It need not say for whom it is; if it does, for one of our frontends.
     audience = claims.get("aud") or []
     audience = audience if isinstance(audience, list) else [audience]
@@ -45,9 +45,7 @@ async def decode_with_public_key(token: str) -> Claims:
 
 # Checking a signature is expensive, so it is done once for each token and key.
 @lru_cache(maxsize=4096)
-def decode(
-    token: str, key: str | jwt.PyJWK, algorithms: tuple[str, ...], origin: str | None = None
-) -> Claims:
+def decode(token: str, key: str | jwt.PyJWK, algorithms: tuple[str, ...], origin: str | None) -> Claims:
     options = jwt.types.Options(require=["sub", "exp"], verify_aud=bool(origin))
     return jwt.decode(token, key, algorithms, options, audience=origin, issuer=origin, leeway=LEEWAY)
 
@@ -71,11 +69,8 @@ async def get_claims(token: str) -> Claims:
 # Enough to find the mistake, and nothing that the caller does not know.
 def reason(error: jwt.InvalidTokenError) -> str:
     expected = settings.better_auth_origin or " or ".join(settings.cors_origins)
-    hint = (
-        ""
-        if settings.better_auth_url
-        else "; if it is from Better Auth, BETTER_AUTH_URL is missing on this API"
-    )
+    missing = "; if it is from Better Auth, BETTER_AUTH_URL is missing on this API"
+    hint = "" if settings.better_auth_url else missing
     reasons: dict[type, str] = {
         jwt.ExpiredSignatureError: "Token has expired",
         jwt.ImmatureSignatureError: "Token is not valid yet",

@@ -18,21 +18,22 @@ DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First
 2. **Authorize**, on this page, takes the token.
 3. *Whose token is this?* tells your user's id. Put it into the field user_id.
 """
-OURS = "*Make an account* or *Log in*: the response has an access_token."
-BETTER_AUTH = "Sign in at <{0.better_auth_origin}>; then <{0.better_auth_url}/token> shows your token."
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     migrate(engine)
-    logger.info("Tokens: %s", settings.better_auth_origin or "signed with BETTER_AUTH_SECRET")
+    issuer = settings.better_auth_origin
+    logger.info("Tokens: %s", f"of {issuer}" if issuer else "signed with BETTER_AUTH_SECRET")
     with watchdog():
         yield
     engine.dispose()
 
 
 def create_app() -> FastAPI:
-    where_tokens_are = (BETTER_AUTH if settings.better_auth_url else OURS).format(settings)
+    where_tokens_are = "*Make an account* or *Log in*: the response has an access_token."
+    if url := settings.better_auth_url:
+        where_tokens_are = f"Sign in at <{settings.better_auth_origin}>; then <{url}/token> shows your token."
     app = FastAPIOffline(  # FastAPI, whose /docs need no other server
         title="Todo API",
         version="1.0.0",

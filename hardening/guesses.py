@@ -1,14 +1,36 @@
-"""Nobody finds out a password by trying many: attempts are counted, for each client and for each account."""
+"""Nobody finds out a password by trying many: each try is expensive, and counted for client and account."""
 
 import ipaddress
 import math
+import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cryptography.exceptions import InvalidKey
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi import HTTPException, Request
 
 from hardening.settings import settings
+
+
+# A hash is made to be expensive: it takes 19 MiB and all of a core for 20 ms, as OWASP asks of Argon2id.
+def hash_password(password: str) -> str:
+    kdf = Argon2id(salt=os.urandom(16), length=32, memory_cost=19_456, iterations=2, lanes=1)
+    return kdf.derive_phc_encoded(password.encode())
+
+
+def password_matches(password: str, phc: str) -> bool:
+    try:
+        Argon2id.verify_phc_encoded(password.encode(), phc)
+    except InvalidKey:
+        return False
+    return True
+
+
+# Checked when the address is unknown, so that it takes as long as a wrong password.
+NOBODYS_HASH = hash_password(secrets.token_hex())
 
 
 # Around an attempt. One that should not count is subtracted afterwards, so that two at once are not one.

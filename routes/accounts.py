@@ -1,21 +1,18 @@
 """The built-in accounts: register, log in, log out. Better Auth has its own; with it, only /me is left."""
 
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any
 
 import jwt
-from cryptography.exceptions import InvalidKey
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi import APIRouter, Depends, HTTPException, Request
 from sqlalchemy import exc
 from sqlmodel import col, select, update
 
 from auth import ISSUER, CurrentUser, unauthorized
 from db import SessionDep
-from hardening.guesses import counted
+from hardening.guesses import NOBODYS_HASH, counted, hash_password, password_matches
 from hardening.settings import settings
 from hardening.turns import turn_of
 from models import Credentials, Login, NewAccount, Registered, User, UserPublic, now
@@ -25,25 +22,6 @@ router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500
 built_in = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500, 503))
 
 SEVEN_DAYS = 604_800  # seconds; a token is checked at each request, so that a log-out ends it at once
-
-# A hash is made to be expensive: it takes 19 MiB and all of a core for 20 ms, as OWASP asks of Argon2id.
-
-
-def hash_password(password: str) -> str:
-    kdf = Argon2id(salt=os.urandom(16), length=32, memory_cost=19_456, iterations=2, lanes=1)
-    return kdf.derive_phc_encoded(password.encode())
-
-
-def password_matches(password: str, phc: str) -> bool:
-    try:
-        Argon2id.verify_phc_encoded(password.encode(), phc)
-    except InvalidKey:
-        return False
-    return True
-
-
-# Checked when the address is unknown, so that it takes as long as a wrong password.
-NOBODYS_HASH = hash_password(secrets.token_hex())
 
 
 def count_register(account: NewAccount, request: Request) -> Iterator[NewAccount]:

@@ -15,6 +15,7 @@ from limits import parse
 from sqlmodel import Session, delete
 
 import db
+from hardening import guesses
 from hardening.settings import settings
 from models import User
 from routes import accounts
@@ -64,7 +65,7 @@ def test_registering_hashes_once_and_asks_the_database_twice(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    hash_password = accounts.hash_password
+    hash_password = guesses.hash_password
 
     def remember(password: str) -> str:
         hashed.append(password)
@@ -95,7 +96,7 @@ def test_simultaneous_registrations_make_one_account(client: TestClient) -> None
 def test_address_that_is_taken_between_look_and_insert_is_a_conflict(
     client: TestClient, ann: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hash_password, email = accounts.hash_password, new_email()
+    hash_password, email = guesses.hash_password, new_email()
 
     def while_another_registers(password: str) -> str:
         monkeypatch.undo()

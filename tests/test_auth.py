@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hmac
 import json
+import logging
 import math
 import re
 import time
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fastapi.testclient import TestClient
 
 from auth import get_current_owner
+from hardening.settings import warn_once
 from models import UserPublic
 from tests.conftest import Caller, Clock, app_with, check_error, check_refused, token
 from tests.environment import ORIGIN, SECRET
@@ -179,6 +181,20 @@ MISTAKES = {
 @pytest.mark.parametrize(("bearer", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_message_tells_the_mistake(client: TestClient, bearer: str, message: str) -> None:
     check_refused(get(client, bearer), message)
+
+
+def test_reason_of_a_refusal_is_logged_once_and_the_token_never(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many frontends leave the page on a 401 before anybody reads the message."""
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for bearer in (token(exp=1), token(exp=2), "undefined", "null", jwt.encode(GOOD, EDDSA, "EdDSA")):
+            assert get(client, bearer).status_code == 401
+            assert bearer not in caplog.text
+        assert client.get("/api/someone/tasks").status_code == 401
+    reasons = [line.removeprefix("A request was refused with 401: ") for line in caplog.messages]
+    assert reasons == ["Token has expired", "Token is not a JWT", WRONG_ALGORITHM, "Not authenticated"]
 
 
 SCHEMES = {

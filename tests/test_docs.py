@@ -88,6 +88,17 @@ def test_forms_hide_what_is_typed_as_a_password(client: TestClient, model: str) 
     assert schema["properties"]["password"]["format"] == "password"
 
 
+def test_registration_is_described_as_a_user_and_a_login(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    for path in ("/api/auth/register", "/api/auth/signup"):
+        schema = document["paths"][path]["post"]["responses"]["201"]["content"]["application/json"]["schema"]
+        registered = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        assert set(registered["properties"]) == {
+            *("id", "email", "created_at"),
+            *("access_token", "token_type", "expires_in", "user"),
+        }
+
+
 @pytest.mark.parametrize("model", ["TaskCreate", "TaskUpdate"])
 def test_fields_that_may_be_left_out_have_no_default(client: TestClient, model: str) -> None:
     """Generated clients would take a field with a default for one that must be sent."""

@@ -2,10 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from typing import Annotated
 
 import pytest
+from fastapi.testclient import TestClient
+from pydantic import StringConstraints
+from sqlmodel import SQLModel
 
-from tests.conftest import Caller, check_error
+import main
+from tests.conftest import Caller, already_started, check_error
 from tests.environment import ORIGIN
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -73,6 +78,7 @@ def test_other_content_types_are_refused(user: Caller, content_type: str) -> Non
 BIG = 2**63
 URLS = ["/0", "/-1", f"/{BIG}", f"/{10**400}", "/abc", "/1.5", "/%00", "/1e3", "/0x1"]
 URLS += [f"?skip={BIG}", "?skip=-1", "?limit=0", "?limit=1001", "?limit=x", "?completed=maybe", "?completed="]
+URLS += ["?status=done", "?status=", "?status=Completed"]
 URLS += ["?sort=id", "?sort=", "?sort=title;--", "?search=%00", f"?search={'x' * 201}"]
 
 
@@ -106,6 +112,41 @@ MESSAGES = {
 def test_message_names_the_field_and_the_mistake(user: Caller, body: bytes, message: str) -> None:
     response = user("POST", content=body, headers=JSON_TYPE)
     assert check_error(response, 422, "validation_error") == message
+
+
+QUERIES = {
+    "?completed=maybe": "completed: Input should be a valid boolean, unable to interpret input",
+    "?limit=x": "limit: Input should be a valid integer, unable to parse string as an integer",
+    "?status=done": "status: Input should be 'all', 'pending' or 'completed'",
+    "?search=%00": "search: Text cannot contain the NUL character",
+    "/x": "task_id: Input should be a valid integer, unable to parse string as an integer",
+}
+
+
+@pytest.mark.parametrize(("url", "message"), QUERIES.items())
+def test_message_names_the_parameter_and_the_mistake(user: Caller, url: str, message: str) -> None:
+    assert check_error(user("GET", url), 422, "validation_error") == message
+
+
+def test_pattern_of_a_students_own_model_has_its_own_message() -> None:
+    """NUL is not the only thing that a pattern can refuse."""
+    app = main.create_app()
+    app.router.lifespan_context = already_started
+
+    class Tag(SQLModel):
+        color: Annotated[str, StringConstraints(pattern="^#[0-9a-f]{6}$")]
+
+    @app.post("/tags")
+    def make_tag(tag: Tag) -> Tag:
+        return tag
+
+    with TestClient(app) as client:
+        response = client.post("/tags", json={"color": "red"})
+        message = check_error(response, 422, "validation_error")
+        assert message == "color: String should match pattern '^#[0-9a-f]{6}$'"
+        response = client.post("/tags", json={"color": "red\0"})
+        message = check_error(response, 422, "validation_error")
+        assert message == "color: Text cannot contain the NUL character"
 
 
 def test_validation_error_does_not_echo_the_input(user: Caller) -> None:

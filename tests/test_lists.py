@@ -12,7 +12,7 @@ from sqlmodel import create_engine, insert
 import db
 from models import Task, now
 from tests.conftest import Caller
-from tests.counting import sent_statements
+from tests.counting import counted, sent_statements
 from tests.environment import POSTGRES
 
 
@@ -45,6 +45,25 @@ def test_list_filters_by_completed(user: Caller) -> None:
     user.make("done", completed=True)
     assert user.titles("?completed=true") == ["done"]
     assert user.titles("?completed=false") == ["open"]
+
+
+STATUSES = {
+    "status=all": ["done", "open"],
+    "status=pending": ["open"],
+    "status=completed": ["done"],
+    "status=completed&completed=true": ["done"],
+    "status=all&completed=false": ["open"],
+    "status=pending&completed=true": [],  # both hold
+}
+
+
+@pytest.mark.parametrize(("query", "titles"), STATUSES.items())
+def test_status_is_another_word_for_completed(user: Caller, query: str, titles: list[str]) -> None:
+    user.make("open")
+    user.make("done", completed=True)
+    with counted() as cost:
+        assert user.titles(f"?{query}") == titles
+    assert cost() == 1
 
 
 SEARCHES = {
@@ -189,8 +208,9 @@ def test_links_and_location_keep_the_root_path_of_a_proxy(user: Caller) -> None:
         ("", "ix_tasks_user_created"),
         ("?sort=created_at", "ix_tasks_user_created"),
         ("?completed=false", "ix_tasks_user_completed_created"),
+        ("?status=pending", "ix_tasks_user_completed_created"),
     ],
-    ids=["newest first", "oldest first", "filtered"],
+    ids=["newest first", "oldest first", "completed", "status"],
 )
 def test_page_is_read_along_an_index(user: Caller, query: str, index: str) -> None:
     """However many tasks there are: nothing is sorted, and no more is read than shown."""

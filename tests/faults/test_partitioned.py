@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import SECRET, Caller, until
+from tests.conftest import Caller, until
+from tests.environment import SECRET
 from tests.faults.conftest import Cluster, Service, binary, load, service
 from tests.server import serving
 
