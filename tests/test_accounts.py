@@ -211,7 +211,7 @@ def test_stranger_learns_nothing_from_a_failed_login(
             costs.append(phc.rpartition("$")[0].rpartition("$")[0])
             verify(password, phc)
 
-    monkeypatch.setattr(accounts, "Argon2id", Spy)
+    monkeypatch.setattr(guesses, "Argon2id", Spy)
     wrong, unknown = post(client, "login", ann.email, "not the password"), post(client, "login", new_email())
     check_error(wrong, 401, "unauthorized")
     assert wrong.headers["www-authenticate"] == "Bearer"
