@@ -83,6 +83,7 @@ def test_sqlite_writes_ahead_and_waits_four_seconds_for_a_lock() -> None:
 
 
 @on_sqlite
+@pytest.mark.skipif(os.name == "nt", reason="on Windows, a file's mode says nothing about its readers")
 @pytest.mark.usefixtures("client")
 def test_sqlite_file_can_be_read_by_its_owner_alone() -> None:
     file = Path(str(url.database))

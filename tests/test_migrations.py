@@ -1,7 +1,11 @@
 """The schema: made by migrations alone, as the models say, at every start."""
 
 import ipaddress
+import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
@@ -13,9 +17,9 @@ from sqlalchemy import exc, inspect, text
 
 import db
 import main
-from hardening.settings import ROOT, settings
+from hardening.settings import ROOT, settings, url_of_database
 from tests.conftest import Caller, Refusal
-from tests.environment import on_postgres
+from tests.environment import on_postgres, on_sqlite
 
 ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
 
@@ -67,6 +71,21 @@ def test_migration_that_fails_changes_nothing(user: Caller, monkeypatch: pytest.
     assert "half" not in inspect(db.engine).get_table_names()
     command.upgrade(ALEMBIC, "head")
     assert user.titles() == ["still here"]
+
+
+@on_sqlite
+def test_write_ahead_logging_is_switched_on_though_another_process_migrates(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SQLite says "database is locked" at once, however long it may wait."""
+    file = tmp_path / "new.db"
+    monkeypatch.setattr(settings, "database_url", url_of_database(f"sqlite:///{file}"))
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        monkeypatch.setattr(time, "sleep", lambda _seconds: other.execute("COMMIT"))
+        command.upgrade(ALEMBIC, "head")
+        assert not other.in_transaction
+        assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 ERRORS = {

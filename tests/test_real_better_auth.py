@@ -70,7 +70,7 @@ def better_auth(node: Path, path: str = "", **variables: str) -> Iterator[str]:
         )
         try:
             until(lambda: process.poll() is not None or listens(url), 60)
-            assert process.poll() is None, Path(node, "log").read_text()
+            assert process.poll() is None, Path(node, "log").read_text(encoding="utf-8")
             yield url
         finally:
             process.kill()

@@ -23,13 +23,13 @@ def test_first_start_needs_nothing_and_the_next_finds_everything(clone: Path) ->
     files = [clone / ".env", clone / "todo.db"]
     assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
     assert not list(clone.glob("todo.db-*"))  # all is in the one file, so a copy of it is a backup
-    secret = files[0].read_text().split("BETTER_AUTH_SECRET=")[1].split()[0]
+    secret = files[0].read_text(encoding="utf-8").split("BETTER_AUTH_SECRET=")[1].split()[0]
     assert secret not in output
 
-    before = files[0].read_text()
+    before = files[0].read_text(encoding="utf-8")
     with serving(clone) as server:
         code, output = server.end()
-    assert files[0].read_text() == before
+    assert files[0].read_text(encoding="utf-8") == before
     assert "Made .env" not in output
 
 

@@ -18,7 +18,7 @@ def test_generated_typescript_client_works(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     clone.mkdir()
     with serving(copy_project(clone)) as server:
-        (frontend / "openapi.json").write_text(server.get("/openapi.json"))
+        (frontend / "openapi.json").write_text(server.get("/openapi.json"), encoding="utf-8")
         run(frontend, "npx", "openapi-typescript", "openapi.json", "-o", "api.ts")
         run(frontend, "npx", "tsc")
         run(frontend, "node", "built/round.js", server.url)

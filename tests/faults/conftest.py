@@ -82,7 +82,7 @@ class Cluster:
 
     def signal(self, number: int) -> None:
         """To the postmaster first, so that it does not react to what happens to the others."""
-        postmaster = (self.data / "postmaster.pid").read_text().split()[0]
+        postmaster = (self.data / "postmaster.pid").read_text(encoding="utf-8").split()[0]
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True)
         pairs = [line.split() for line in listed.stdout.splitlines()]
         for pid in [postmaster, *(pid for pid, parent in pairs if parent == postmaster)]:
@@ -158,7 +158,7 @@ class Service:
 
     def figure(self, name: str) -> int:
         """Threads, or VmRSS in KiB."""
-        status = Path(f"/proc/{self.server.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.server.process.pid}/status").read_text(encoding="utf-8")
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{name}:"))
 
 

@@ -65,4 +65,4 @@ def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], 
                 run(standby.pg_ctl, "-D", standby.data, "-w", "promote")
                 before = len(going.made)
                 until(lambda: len(going.made) > before + 10, 15)
-            assert "Traceback" not in api.log.read_text()
+            assert "Traceback" not in api.log.read_text(encoding="utf-8")

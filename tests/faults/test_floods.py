@@ -74,7 +74,7 @@ def test_500_clients_and_a_slow_database(flooded: Service, wire: Wire) -> None:
             check_unavailable(response)
     assert statistics.median(map(float, waited.split())) < 1
     assert flooded.figure("VmRSS") < memory + MOST_MEMORY
-    assert "Traceback" not in flooded.log.read_text()
+    assert "Traceback" not in flooded.log.read_text(encoding="utf-8")
 
 
 def host_and_port(service: Service) -> tuple[str | None, int | None]:

@@ -139,4 +139,4 @@ def test_outages_leave_nothing_behind(survivor: Service, at_first: tuple[int, in
     # A thread ends once it has had nothing to do for ten seconds, and somebody else has.
     until(lambda: user.titles() == [] and survivor.figure("Threads") <= threads + 2, 40)
     assert survivor.figure("VmRSS") <= memory + 20 * 1024
-    assert "Traceback" not in survivor.log.read_text()
+    assert "Traceback" not in survivor.log.read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ def pgbouncer(cluster: Cluster) -> Iterator[int]:
         command = [*UNPRIVILEGED, binary("pgbouncer"), str(folder / "ini")]
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
         try:
-            until(lambda: "process up" in (folder / "log").read_text())
+            until(lambda: "process up" in (folder / "log").read_text(encoding="utf-8"))
             yield port
         finally:
             process.terminate()
@@ -81,7 +81,7 @@ def test_pgbouncer_in_transaction_mode(cluster: Cluster) -> None:
                 pass
             with service(cluster.database(wire.port)) as api:
                 check_round_trips(api, wire)
-                assert "Traceback" not in api.log.read_text()
+                assert "Traceback" not in api.log.read_text(encoding="utf-8")
         finally:
             wire.cut()
 
@@ -153,7 +153,7 @@ def test_unix_socket_is_not_warned_of(cluster: Cluster) -> None:
     url = f"postgresql://app@/{name}?host={cluster.folder}&port={cluster.port}"
     with service(url, environment="production") as api:
         api.user().make()
-        assert NOT_ENCRYPTED not in api.log.read_text()
+        assert NOT_ENCRYPTED not in api.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("mode", "warned"), [("require", False), ("disable", True)])

@@ -88,4 +88,4 @@ def test_endless_statement(api: Service, file: Path) -> None:
         finally:
             other.executescript("DROP VIEW tasks; ALTER TABLE kept RENAME TO tasks")
     assert [user.titles() for _ in range(10)] == [["one"]] * 10
-    assert "Traceback" not in api.log.read_text()
+    assert "Traceback" not in api.log.read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def started(api: Service) -> int:
-    return api.log.read_text().count("Application startup complete")
+    return api.log.read_text(encoding="utf-8").count("Application startup complete")
 
 
 @pytest.mark.parametrize(("kind", "times"), [("sqlite", 1), ("postgresql", 2)])
@@ -25,7 +25,7 @@ def test_eight_workers_start_on_an_empty_database(cluster: Cluster, kind: str, t
         url = "sqlite:///todo.db" if kind == "sqlite" else cluster.database()
         with service(url, "--workers", "8") as api:
             until(lambda: started(api) == 8, 30)
-            log = api.log.read_text()
+            log = api.log.read_text(encoding="utf-8")
             assert "ERROR" not in log
             assert "Traceback" not in log
             api.user().make()
