@@ -80,7 +80,7 @@ def status_of(error: Exception) -> int:
     # SQLITE_ERROR is SQLite's word for a wrong statement, such as one that names a missing table.
     wrong_on_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     if wrong_on_sqlite or isinstance(error, exc.ProgrammingError):
-        logger.error("If the tables differ from models.py: make a migration, or run alembic upgrade head")
+        logger.error("If the tables differ from models.py, is a migration missing? See alembic upgrade head")
         return 500
     ours = isinstance(error, exc.DataError | exc.IntegrityError | exc.NotSupportedError | OwnerMissingError)
     return 503 if known and not ours else 500
