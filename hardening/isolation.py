@@ -1,15 +1,132 @@
-"""STUB"""
+"""Nobody can forget the owner: a statement that does not say whose rows it means is refused, and not sent.
+
+Each select, update and delete says it of each table with a column `user_id`, and so does each subquery:
+`.where(Tag.user_id == owner)`, or the ON of a join, of the table that it adds. A new row has `user_id=owner`.
+Who means the rows of all users says that: `execution_options={"all_users": True}`.
+Not seen: text(), session.connection(), and a session's methods that begin with bulk_."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
-from sqlalchemy.orm import Session
+import sqlalchemy as sa
+from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.sql import operators
 
 
 class OwnerMissingError(Exception):
-    pass
+    def __init__(self, table: str) -> None:
+        remedy = "add .where(... .user_id == owner), or user_id=owner to a new row"
+        super().__init__(f"{table}: the statement does not say whose: {remedy}")
 
 
+# While a request runs. Sessions of scripts and tests, of which nobody said so, are free.
 @contextmanager
 def only_rows_of(session: Session, owner: str) -> Iterator[None]:
-    yield
+    before = session.info.copy()
+    session.info["owner"] = owner
+    try:
+        yield
+    finally:
+        session.info.clear()
+        session.info.update(before)
+
+
+@sa.event.listens_for(Session, "do_orm_execute")
+def hand_on_the_owner(state: ORMExecuteState) -> None:
+    if "owner" in state.session.info and not state.is_column_load:  # that completes an object of the session
+        if state.is_update and state.parameters:  # one UPDATE for each of these, by their ids alone
+            raise OwnerMissingError("update() with a list of rows")
+        state.update_execution_options(owner=state.session.info["owner"])
+
+
+@sa.event.listens_for(Session, "before_flush")
+def check_rows(session: Session, *_: object) -> None:
+    if "owner" in session.info:
+        for row in [*session.new, *session.dirty, *session.deleted]:
+            if getattr(row, "user_id", session.info["owner"]) != session.info["owner"]:
+                raise OwnerMissingError(row.__tablename__)
+
+
+@sa.event.listens_for(sa.Engine, "before_cursor_execute")
+def check_statement(_connection: Any, _cursor: Any, _sql: Any, _values: Any, context: Any, _: Any) -> None:
+    options = context.execution_options
+    if "owner" in options and context.compiled and not options.get("all_users"):
+        owner = options["owner"]
+        for table, placeholders in owned_tables(context.compiled):
+            for values in context.compiled_parameters:  # what is really sent
+                if owner is None or all(values.get(name) != owner for name in placeholders):
+                    raise OwnerMissingError(table)
+
+
+# Each table with a user_id in a statement, and the placeholders of which one must stand for the owner.
+# SQLAlchemy compiles a statement once, with all that a mapper adds to it: so this is found once.
+@lru_cache(maxsize=1000)
+def owned_tables(compiled: Any) -> list[tuple[str, set[str]]]:
+    names = {key: compiled.bind_names[value] for key, value in compiled.binds.items()}
+    found = tables_in(getattr(compiled.compile_state, "statement", compiled.statement))
+    return [(table, {names[key] for key in keys & names.keys()}) for table, keys in found]
+
+
+STATEMENTS = (sa.Select, sa.CompoundSelect, sa.Insert, sa.Update, sa.Delete)
+
+
+def tables_in(statement: Any) -> Iterator[tuple[str, set[str]]]:
+    parts = list(parts_of(statement))
+    compared = list(comparisons(getattr(statement, "whereclause", None)))
+    for part in parts:
+        if isinstance(part, STATEMENTS):
+            yield from tables_in(part)  # each speaks for itself
+        elif isinstance(part, sa.Join) and not part.full:
+            compared += [pair for pair in comparisons(part.onclause) if is_same(pair[0], part.right)]
+    written, upsert = (
+        getattr(statement, "_values", None) or (),
+        getattr(statement, "_post_values_clause", None),
+    )
+    if isinstance(statement, sa.Insert) and upsert is None:  # (an upsert may meet the row of another)
+        compared.append((statement.table, "user_id"))
+    elif any(getattr(column, "key", column) == "user_id" for column in written):
+        yield table_of(statement.table).name, {"user_id"}  # of an UPDATE, which gives no row away
+    for table in {part for part in parts if table_of(part) is not None}:
+        if not isinstance(statement, sa.CompoundSelect):
+            yield table_of(table).name, {key for other, key in compared if is_same(other, table)}
+
+
+# All that a statement is made of, down to tables and subqueries.
+def parts_of(statement: Any) -> Iterator[Any]:
+    todo = list(statement.get_children())
+    while todo:
+        part = todo.pop()
+        yield part
+        if isinstance(part, sa.ColumnClause) and part.table is not None:
+            todo.append(part.table)
+        elif table_of(part) is None and not isinstance(part, STATEMENTS):
+            todo += part.get_children()
+
+
+# The table with a user_id that this is, or is an alias of.
+def table_of(part: Any) -> Any:
+    if isinstance(part, sa.AliasedReturnsRows):
+        return table_of(part.element)
+    return part if isinstance(part, sa.TableClause) and "user_id" in part.c else None
+
+
+def is_same(table: Any, other: Any) -> bool:
+    return hash(table) == hash(other)  # SQLAlchemy annotates copies of tables, which have the same hash
+
+
+# What stands in a condition, or in its AND, as the value of a user_id.
+def comparisons(condition: Any) -> Iterator[tuple[Any, str]]:
+    if isinstance(condition, sa.BooleanClauseList) and condition.operator is operators.and_:
+        if not any(map(is_raw_sql, parts_of(condition))):  # which may hold an OR
+            for part in condition.clauses:
+                yield from comparisons(part)
+    elif isinstance(condition, sa.BinaryExpression) and condition.operator is operators.eq:
+        for side, value in ((condition.left, condition.right), (condition.right, condition.left)):
+            if isinstance(value, sa.BindParameter) and getattr(side, "name", "") == "user_id":
+                yield getattr(side, "table", None), value.key
+
+
+def is_raw_sql(part: Any) -> bool:
+    return isinstance(part, sa.TextClause) or getattr(part, "is_literal", False)

@@ -6,7 +6,8 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
-from sqlmodel import col, delete, func, not_, or_, select, update
+from sqlalchemy import UpdateBase
+from sqlmodel import Session, col, delete, func, not_, or_, select, update
 
 from auth import CurrentOwner
 from db import SessionDep
@@ -24,7 +25,7 @@ Completed = Annotated[bool | SkipJsonSchema[None], Query(description="Completed 
 Status = Annotated[Literal["all", "pending", "completed"], Query(description="Another word for `completed`")]
 Search = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Text in a task")]
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
-SORTED_BY = {
+SORTED_BY = {  # col() tells type checkers that this is a column, not a value
     "created_at": col(Task.created_at),
     "updated_at": col(Task.updated_at),
     "title": func.lower(Task.title),
@@ -97,8 +98,14 @@ def task_or_404(task: Task | None) -> Task:
     return task
 
 
-# The three below do not get a task, change it and save it, as tutorials do. The database does it in one
-# statement, UPDATE or DELETE ... RETURNING, so that nothing can happen in between.
+# Tutorials get a task, change it and save it. Here the database does all of that in one statement, UPDATE or
+# DELETE ... RETURNING, and nothing can happen in between. (synchronize_session is for tasks that the session
+# has loaded before; here there are none.)
+def write(session: Session, statement: UpdateBase) -> Task:
+    options = {"synchronize_session": False}
+    task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
+    session.commit()
+    return task_or_404(task)
 
 
 @router.patch(
@@ -112,25 +119,16 @@ def task_or_404(task: Task | None) -> Task:
 def update_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId, changes: TaskUpdate) -> Task:
     """Change a task. Fields that you leave out stay as they are; `"description": null` clears it."""
     statement = update(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
-    statement = statement.values(**changes.model_dump(), updated_at=now())
-    task = session.exec(statement.returning(Task)).scalar_one_or_none()
-    session.commit()
-    return task_or_404(task)
+    return write(session, statement.values(**changes.model_dump(), updated_at=now()))
 
 
 @router.patch("/{task_id}/complete", response_model=TaskPublic, responses=can_fail(404), summary="Toggle one")
 def toggle_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
     """Mark a task as completed, or as not completed if it was."""
     statement = update(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
-    statement = statement.values(completed=not_(col(Task.completed)), updated_at=now())
-    task = session.exec(statement.returning(Task)).scalar_one_or_none()
-    session.commit()
-    return task_or_404(task)
+    return write(session, statement.values(completed=not_(col(Task.completed)), updated_at=now()))
 
 
 @router.delete("/{task_id}", status_code=204, responses=can_fail(404), summary="Delete one")
 def delete_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> None:
-    statement = delete(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
-    task = session.exec(statement.returning(Task)).scalar_one_or_none()
-    session.commit()
-    task_or_404(task)
+    write(session, delete(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id))

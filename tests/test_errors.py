@@ -1,13 +1,16 @@
 """The one shape of every error, and what becomes of failures that no endpoint foresees."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from limits.errors import StorageError
 from sqlalchemy import exc
+from starlette.types import Message
 
 import main
 from db import get_session
@@ -34,6 +37,8 @@ def fail() -> Iterator[Fail]:
 
     def fail(error: Exception) -> None:
         class Session:
+            info: ClassVar[dict[str, object]] = {}
+
             def exec(self, *_arguments: object, **_options: object) -> None:
                 raise error
 
@@ -91,3 +96,33 @@ def test_mistakes_of_ours_are_a_500(
     assert SECRET_WORDS in caplog.text
     assert response.headers["access-control-allow-origin"] == ORIGIN
     assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_failure_after_the_response_has_started_adds_no_second_one() -> None:
+    """The server that runs the app is told instead, and cuts the connection."""
+    app = main.create_app()
+
+    @app.get("/half")
+    def half() -> StreamingResponse:
+        def pieces() -> Iterator[str]:
+            yield "first"
+            raise RuntimeError(SECRET_WORDS)
+
+        return StreamingResponse(pieces())
+
+    sent: list[Message] = []
+
+    async def ask() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/half", "root_path": "", "headers": []}
+        await app(scope | {"query_string": b"", "asgi": {"spec_version": "2.4"}}, receive, send)
+
+    with pytest.raises(RuntimeError):
+        asyncio.run(ask())
+    assert [message["type"] for message in sent].count("http.response.start") == 1
+    assert not [message for message in sent if message.get("body") and message.get("more_body") is False]

@@ -3,10 +3,12 @@
 import ipaddress
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
@@ -14,10 +16,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import exc, inspect, text
+from sqlmodel import Session
 
 import db
 import main
 from hardening.settings import ROOT, settings, url_of_database
+from models import User, now
 from tests.conftest import Caller, Refusal
 from tests.environment import on_postgres, on_sqlite
 
@@ -27,6 +31,22 @@ ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
 @pytest.mark.usefixtures("client")
 def test_migrations_make_what_the_models_say() -> None:
     command.check(ALEMBIC)
+
+
+@pytest.mark.usefixtures("client")
+def test_address_is_unique_in_the_database_too() -> None:
+    """Should the look before the insert miss the other one."""
+    columns: dict[str, Any] = {
+        "email": f"{uuid.uuid4().hex}@example.com",
+        "password_hash": "x",
+        "created_at": now(),
+    }
+    with Session(db.engine) as session:
+        session.add(User(id=uuid.uuid4().hex, **columns))
+        session.commit()
+        session.add(User(id=uuid.uuid4().hex, **columns))
+        with pytest.raises(exc.IntegrityError):
+            session.commit()
 
 
 @pytest.fixture

@@ -1,0 +1,402 @@
+"""Nobody can forget the owner: a statement of a request says whose rows it means, or it is not sent."""
+
+# The statements are written as students do, without col(); so mypy looks away.
+# mypy: disable-error-code="arg-type, call-overload"
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import bindparam, exists, insert, join, lambda_stmt, lateral, literal_column
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.orm import Query, aliased, contains_eager, defer, joinedload, registry, with_loader_criteria
+from sqlmodel import (
+    Field,
+    Relationship,
+    Session,
+    SQLModel,
+    StaticPool,
+    and_,
+    col,
+    create_engine,
+    delete,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    text,
+    union,
+    update,
+)
+
+from hardening.isolation import OwnerMissingError, only_rows_of
+
+
+class Model(SQLModel, registry=registry()):
+    """Has a metadata of its own, so that the app's holds the app's tables alone."""
+
+
+class Person(Model, table=True):
+    id: str = Field(primary_key=True)
+
+
+class Task(Model, table=True):
+    __tablename__ = "tasks"
+
+    id: int | None = Field(default=None, primary_key=True)
+    user_id: str = Field(foreign_key="person.id")
+    title: str
+    tags: list["Tag"] = Relationship(back_populates="task", sa_relationship_kwargs={"passive_deletes": "all"})
+    person: Person = Relationship()
+
+
+class Tag(Model, table=True):
+    __tablename__ = "tags"
+
+    id: int | None = Field(default=None, primary_key=True)
+    user_id: str
+    task_id: int = Field(foreign_key="tasks.id")
+    name: str
+    task: Task = Relationship(back_populates="tags")
+
+
+class Pin(Model, table=True):
+    """Has no user_id, but brings a task along whenever it is loaded."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    task_id: int = Field(foreign_key="tasks.id")
+    task: Task = Relationship(sa_relationship_kwargs={"lazy": "joined"})
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*cartesian product")
+ANN, BOB = "ann", "bob"
+TASKS: sa.Table = Task.__table__  # type: ignore[attr-defined]  # SQLModel makes it
+TAGS: sa.Table = Tag.__table__  # type: ignore[attr-defined]  # SQLModel makes it
+Other = aliased(Task)
+
+
+@pytest.fixture
+def engine() -> Iterator[sa.Engine]:
+    """A database in which Ann and Bob have a task each, with a tag and a pin."""
+    engine = create_engine("sqlite://", connect_args={"check_same_thread": False}, poolclass=StaticPool)
+    Model.metadata.create_all(engine)
+    with Session(engine) as session:
+        for number, owner in ((1, ANN), (2, BOB)):
+            session.add(Person(id=owner))
+            session.add(Task(id=number, user_id=owner, title=f"{owner}'s task"))
+            session.add(Tag(id=number, user_id=owner, task_id=number, name=f"{owner}'s tag"))
+            session.add(Pin(id=number, task_id=number))
+        session.commit()
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sent(engine: sa.Engine) -> list[str]:
+    """The statements that have reached the database."""
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    return statements
+
+
+@pytest.fixture
+def session(engine: sa.Engine) -> Iterator[Session]:
+    """A session of a request, before anybody knows who is calling."""
+    with Session(engine, expire_on_commit=False, info={"owner": None}) as session:
+        yield session
+
+
+@pytest.fixture
+def anns(session: Session) -> Iterator[Session]:
+    """The same, once it is known that Ann is."""
+    with only_rows_of(session, ANN):
+        yield session
+
+
+Case = Callable[[Session], Any]
+
+
+def table_of_cases(cases: dict[str, Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("execute", cases.values(), ids=cases.keys())
+
+
+def rows_of(result: Any) -> Any:
+    with suppress(sa.exc.ResourceClosedError):  # there are none
+        return result.all() if isinstance(result, sa.Result | sa.ScalarResult) else result
+
+
+def what_bob_has(engine: sa.Engine) -> list[Any]:
+    with engine.connect() as connection:
+        return [connection.execute(sa.select(t).where(t.c.user_id == BOB)).all() for t in (TASKS, TAGS)]
+
+
+mine = col(Task.user_id) == ANN
+my_tags = col(Tag.user_id) == ANN
+my_tasks = select(Task.id).where(mine)
+
+MAY: dict[str, Case] = {
+    "equal": lambda s: s.exec(select(Task).where(Task.user_id == ANN)),
+    "reversed": lambda s: s.exec(select(Task).where(ANN == Task.user_id)),  # noqa: SIM300
+    "literal first": lambda s: s.exec(select(Task).where(literal(ANN) == col(Task.user_id))),
+    "col": lambda s: s.exec(select(Task).where(col(Task.user_id) == ANN)),
+    "one of several": lambda s: s.exec(select(Task).where(Task.id == 1, mine)),
+    "second where": lambda s: s.exec(select(Task).where(Task.id == 1).where(mine)),
+    "nested and_": lambda s: s.exec(select(Task).where(and_(Task.id == 1, and_(mine, Task.title != "")))),
+    "beside or_": lambda s: s.exec(select(Task).where(mine, or_(Task.id == 1, Task.id == 2))),
+    "filter_by": lambda s: s.exec(select(Task).filter_by(user_id=ANN, id=1)),
+    "anonymous bindparam": lambda s: s.exec(
+        select(Task).where(col(Task.user_id) == bindparam("owner", ANN, unique=True))
+    ),
+    "one column": lambda s: s.exec(select(Task.title).where(mine)),
+    "count": lambda s: s.exec(select(func.count()).select_from(Task).where(mine)),
+    "page": lambda s: s.exec(select(Task).where(mine).order_by(Task.title).offset(0).limit(9)),
+    "group": lambda s: s.exec(select(Task.title, func.count()).where(mine).group_by(Task.title)),
+    "locked": lambda s: s.exec(select(Task).where(mine).with_for_update()),
+    "Table": lambda s: s.execute(sa.select(TASKS).where(TASKS.c.user_id == ANN)),
+    "alias": lambda s: s.exec(select(Other).where(Other.user_id == ANN)),
+    "table and alias": lambda s: s.exec(
+        select(Task, Other).where(mine, Other.id == Task.id, Other.user_id == ANN)
+    ),
+    "join": lambda s: s.exec(select(Task, Tag).join(Tag).where(mine, my_tags)),
+    "join of a relationship": lambda s: s.exec(select(Task).join(Task.tags).where(mine, my_tags)),
+    "join, with the owner in ON": lambda s: s.exec(
+        select(Task, Tag).join(Tag, and_(Tag.task_id == Task.id, my_tags)).where(mine)
+    ),
+    "outer join, with the owner in ON": lambda s: s.exec(
+        select(Task, Tag).outerjoin(Tag, and_(Tag.task_id == Task.id, my_tags)).where(mine)
+    ),
+    "join()": lambda s: s.exec(select(Task).select_from(join(Task, Tag)).where(mine, my_tags)),
+    "contains_eager": lambda s: s.exec(
+        select(Task).join(Task.tags).options(contains_eager(Task.tags)).where(mine, my_tags)
+    ).unique(),
+    "options": lambda s: s.exec(select(Task).options(defer(Task.title)).where(mine)),
+    "in a subquery": lambda s: s.exec(
+        select(Task).where(mine, col(Task.id).in_(select(Tag.task_id).where(my_tags)))
+    ),
+    "exists": lambda s: s.exec(
+        select(Task).where(mine, exists().where(Tag.task_id == Task.id, my_tags, mine))
+    ),
+    "scalar subquery": lambda s: s.exec(
+        select(Task.title, select(func.count(Tag.id)).where(my_tags).scalar_subquery()).where(mine)
+    ),
+    "from a subquery": lambda s: s.exec(select(my_tasks.subquery())),
+    "from a CTE": lambda s: s.exec(select(my_tasks.cte().c.id)),
+    "alias of a subquery": lambda s: s.exec(select(aliased(Task, select(Task).where(mine).subquery()))),
+    "union": lambda s: s.exec(select(Task.title).where(mine).union(select(Tag.name).where(my_tags))),
+    "ordered union": lambda s: s.exec(union(my_tasks, my_tasks).order_by(Task.id)),
+    "from_statement": lambda s: s.execute(select(Task).from_statement(select(Task).where(mine))),
+    "from_statement of a union": lambda s: s.execute(
+        select(Task).from_statement(union(select(Task).where(mine), select(Task).where(mine)))
+    ),
+    "query": lambda s: Query(Task, s).filter(mine).all(),
+    "count of a query": lambda s: Query(Task, s).filter(mine).count(),
+    "update of a query": lambda s: Query(Task, s).filter(mine).update({"title": "new"}),
+    "named bindparam": lambda s: s.exec(select(Task).where(col(Task.user_id) == bindparam("owner", ANN))),
+    "callable": lambda s: s.exec(
+        select(Task).where(col(Task.user_id) == bindparam("x", callable_=lambda: ANN, unique=True))
+    ),
+    "with_loader_criteria": lambda s: s.exec(select(Task).options(with_loader_criteria(Task, mine))),
+    "lambda": lambda s: s.execute(lambda_stmt(lambda: select(Task).where(Task.user_id == ANN))),
+    "order by text": lambda s: s.exec(select(Task).where(mine).order_by(text("title"))),
+    "update": lambda s: s.exec(update(Task).where(mine, col(Task.id) == 1).values(title="new")),
+    "update to the same owner": lambda s: s.exec(update(Task).where(mine).values(user_id=ANN)),
+    "update returning": lambda s: s.exec(update(Task).where(mine).values(title="new").returning(Task)),
+    "update with a subquery": lambda s: s.exec(
+        update(Task).where(mine).values(title=select(func.max(Tag.name)).where(my_tags).scalar_subquery())
+    ),
+    "update from": lambda s: s.exec(
+        update(Task).where(mine, Tag.task_id == Task.id, my_tags).values(title=Tag.name)
+    ),
+    "delete": lambda s: s.exec(delete(Task).where(mine, col(Task.id) == 1)),
+    "delete of a Table": lambda s: s.execute(sa.delete(TASKS).where(TASKS.c.user_id == ANN)),
+    "insert": lambda s: s.exec(insert(Task).values(user_id=ANN, title="new")),
+    "insert of a column": lambda s: s.exec(insert(Task).values({Task.user_id: ANN, "title": "new"})),
+    "insert returning": lambda s: s.exec(insert(Task).values(user_id=ANN, title="new").returning(Task)),
+    "insert into a Table": lambda s: s.execute(sa.insert(TASKS).values(user_id=ANN, title="new")),
+    "insert of a row": lambda s: s.execute(insert(Task), {"user_id": ANN, "title": "new"}),
+    "insert of rows": lambda s: s.execute(insert(Task), [{"user_id": ANN, "title": t} for t in "ab"]),
+    "insert elsewhere from select": lambda s: s.execute(
+        insert(Person).from_select(["id"], select(Task.title).where(mine))
+    ),
+}
+
+# These name no table with a user_id, or say that they are about all users.
+WITHOUT_OWNER: dict[str, Case] = {
+    "table without user_id": lambda s: s.exec(select(Person.id).where(Person.id != BOB)),
+    "get from it": lambda s: s.get(Person, ANN),
+    "parameter for it": lambda s: s.execute(
+        select(Person).where(col(Person.id) == bindparam("id")), {"id": ANN}
+    ),
+    "all users": lambda s: s.exec(select(func.count(col(Task.id))), execution_options={"all_users": True}),
+    "all users, said by the statement": lambda s: s.exec(
+        select(func.count(col(Task.id))).execution_options(all_users=True)
+    ),
+    "text": lambda s: s.execute(text("SELECT 1")),
+}
+
+MUST_NOT: dict[str, Case] = {
+    "no condition": lambda s: s.exec(select(Task)),
+    "another condition": lambda s: s.exec(select(Task).where(Task.id == 2)),
+    "get": lambda s: s.get(Task, 2),
+    "merge": lambda s: s.merge(Task(id=2, user_id=ANN, title="new")),
+    "count": lambda s: s.exec(select(func.count()).select_from(Task)),
+    "function": lambda s: s.execute(func.max(Task.title)),
+    "one column": lambda s: s.exec(select(Task.title)),
+    "not equal": lambda s: s.exec(select(Task).where(Task.user_id != ANN)),
+    "another user": lambda s: s.exec(select(Task).where(Task.user_id == BOB)),
+    "a number": lambda s: s.exec(select(Task).where(col(Task.user_id) == 0)),
+    "nobody": lambda s: s.exec(select(Task).where(col(Task.user_id) == None)),  # noqa: E711
+    "or_": lambda s: s.exec(select(Task).where(or_(mine, Task.id == 2))),
+    "or_ in and_": lambda s: s.exec(select(Task).where(and_(or_(mine, Task.id == 2), Task.title != ""))),
+    "not_": lambda s: s.exec(select(Task).where(not_(mine))),
+    "not_ of and_": lambda s: s.exec(select(Task).where(not_(and_(mine, Task.id == 1)))),
+    "equal to itself": lambda s: s.exec(select(Task).where(Task.user_id == Task.user_id)),
+    "less or equal": lambda s: s.exec(select(Task).where(Task.user_id <= ANN)),
+    "in_": lambda s: s.exec(select(Task).where(col(Task.user_id).in_([ANN, BOB]))),
+    "like": lambda s: s.exec(select(Task).where(col(Task.user_id).like(ANN))),
+    "function of the column": lambda s: s.exec(select(Task).where(func.lower(Task.user_id) == ANN)),
+    "collation": lambda s: s.exec(select(Task).where(col(Task.user_id).collate("NOCASE") == ANN)),
+    "another column": lambda s: s.exec(select(Task).where(Task.title == ANN)),
+    "order by alone": lambda s: s.exec(select(Task).order_by(mine)),
+    "having alone": lambda s: s.exec(select(Task.user_id).group_by(Task.user_id).having(mine)),
+    "text": lambda s: s.exec(select(Task).where(text("user_id = 'ann'"))),
+    "literal_column": lambda s: s.exec(select(Task).where(literal_column("user_id") == ANN)),
+    "OR in a text": lambda s: s.exec(select(Task).where(mine, text("id = 1 OR title LIKE '%'"))),
+    "named twice": lambda s: s.exec(
+        select(Task).where(col(Task.user_id) == bindparam("x", ANN), col(Task.title) != bindparam("x", BOB))
+    ),
+    "replaced by a parameter": lambda s: s.execute(select(Task).where(mine), {"user_id_1": BOB}),
+    "replaced by params()": lambda s: s.exec(select(Task).where(mine).params(user_id_1=BOB)),
+    "replaced by params() of a subquery": lambda s: s.exec(
+        select(Task).where(mine, exists(select(Person.id).params(user_id_1=BOB)))
+    ),
+    "replaced in a union": lambda s: s.execute(union(my_tasks, my_tasks), {"user_id_1": BOB}),
+    "Table": lambda s: s.execute(sa.select(TASKS)),
+    "alias": lambda s: s.exec(select(Other)),
+    "condition on the table, not on its alias": lambda s: s.exec(select(Other).where(mine)),
+    "condition on one of two aliases": lambda s: s.exec(
+        select(Other, aliased(Task)).where(Other.user_id == ANN)
+    ),
+    "alias of an alias": lambda s: s.execute(sa.select(TASKS.alias().alias())),
+    "tablesample": lambda s: s.execute(sa.select(sa.tablesample(TASKS, 50))),
+    "lateral": lambda s: s.execute(sa.select(lateral(TASKS)).where(mine)),
+    "lightweight table": lambda s: s.execute(sa.select(sa.table("tasks", sa.column("user_id")))),
+    "join": lambda s: s.exec(select(Task).join(Tag).where(mine)),
+    "join of a relationship": lambda s: s.exec(select(Task).join(Task.tags).where(mine)),
+    "equal to another table's": lambda s: s.exec(select(Task, Tag).where(Task.user_id == Tag.user_id)),
+    "join()": lambda s: s.exec(select(Task).select_from(join(Task, Tag)).where(mine)),
+    "left of an outer join, in its ON": lambda s: s.exec(
+        select(Task, Tag).outerjoin(Tag, and_(Tag.task_id == Task.id, my_tags, mine))
+    ),
+    "full join, with the owner in ON": lambda s: s.exec(
+        select(Task, Tag).join(Tag, and_(Tag.task_id == Task.id, my_tags), full=True).where(mine)
+    ),
+    "joinedload": lambda s: s.exec(select(Task).options(joinedload(Task.tags)).where(mine)).unique(),
+    "lazy='joined'": lambda s: s.exec(select(Pin)),
+    "in a subquery": lambda s: s.exec(select(Task).where(mine, col(Task.id).in_(select(Tag.task_id)))),
+    "exists": lambda s: s.exec(select(Task).where(mine, exists().where(Tag.task_id == Task.id))),
+    "scalar subquery": lambda s: s.exec(
+        select(Task, select(func.max(Tag.name)).scalar_subquery()).where(mine)
+    ),
+    "subquery in ORDER BY": lambda s: s.exec(
+        select(Task).where(mine).order_by(select(func.max(Tag.name)).scalar_subquery())
+    ),
+    "subquery in LIMIT": lambda s: s.exec(
+        select(Task).where(mine).limit(select(func.count(Tag.id)).scalar_subquery())
+    ),
+    "condition outside of the subquery": lambda s: s.exec(
+        select(sub := select(Task).subquery()).where(sub.c.user_id == ANN)
+    ),
+    "condition inside, table outside": lambda s: s.exec(select(Task).where(exists(my_tasks))),
+    "CTE": lambda s: s.exec(select(select(Task.title).cte())),
+    "unused CTE": lambda s: s.exec(select(Person).add_cte(delete(Task).cte())),
+    "union": lambda s: s.exec(select(Task.title).where(mine).union(select(Tag.name))),
+    "from_statement": lambda s: s.execute(select(Task).from_statement(select(Task))),
+    "query": lambda s: Query(Task, s).all(),
+    "count of a query": lambda s: Query(Task, s).count(),
+    "lambda": lambda s: s.execute(lambda_stmt(lambda: select(Task))),
+    "update": lambda s: s.exec(update(Task).values(title="new")),
+    "update of another user": lambda s: s.exec(update(Task).where(col(Task.id) == 2).values(title="new")),
+    "update with rows": lambda s: s.execute(update(Task), [{"id": 2, "title": "new"}]),
+    "update that gives away": lambda s: s.exec(update(Task).where(mine).values(user_id=BOB)),
+    "update that gives away, by column": lambda s: s.exec(
+        update(Task).where(mine).values({Task.user_id: BOB})
+    ),
+    "update that gives away, by parameter": lambda s: s.execute(update(Task).where(mine), {"user_id": BOB}),
+    "update that gives away, by SQL": lambda s: s.exec(
+        update(Task).where(mine).values(user_id=func.lower("BOB"))
+    ),
+    "update from": lambda s: s.exec(update(Task).where(mine).values(title=Tag.name)),
+    "update with a subquery": lambda s: s.exec(
+        update(Task).where(mine).values(title=select(func.max(Tag.name)).scalar_subquery())
+    ),
+    "delete": lambda s: s.exec(delete(Task)),
+    "delete of a Table": lambda s: s.execute(sa.delete(TASKS)),
+    "insert": lambda s: s.exec(insert(Task).values(title="new", user_id=BOB)),
+    "insert without owner": lambda s: s.exec(insert(Tag).values(task_id=1, name="new")),
+    "insert of SQL": lambda s: s.exec(insert(Task).values(title="new", user_id=func.lower("BOB"))),
+    "insert of SQL, and rows": lambda s: s.execute(
+        insert(Task).values(user_id=func.lower("BOB")), [{"user_id": ANN, "title": "new"}]
+    ),
+    "insert of both names": lambda s: s.execute(
+        sa.insert(TASKS).values({"user_id": BOB, TASKS.c.user_id: ANN, "title": "new"})
+    ),
+    "insert of rows": lambda s: s.execute(
+        insert(Task), [{"user_id": ANN, "title": "a"}, {"user_id": BOB, "title": "b"}]
+    ),
+    "insert of values in a list": lambda s: s.exec(insert(Task).values([{"user_id": BOB, "title": "b"}])),
+    "insert of values in a list, replaced": lambda s: s.execute(
+        sa.insert(TASKS).values([{"user_id": ANN, "title": "a"}]), {"user_id_m0": BOB}
+    ),
+    "insert from select": lambda s: s.exec(
+        insert(Task).from_select(["user_id", "title"], select(Task.user_id, Task.title).where(mine))
+    ),
+    "insert elsewhere from select": lambda s: s.exec(insert(Person).from_select(["id"], select(Task.title))),
+    "upsert": lambda s: s.exec(
+        sqlite.insert(Task)
+        .values(id=2, user_id=ANN, title="new")
+        .on_conflict_do_update(index_elements=["id"], set_={"title": "new"})
+    ),
+}
+
+
+@table_of_cases(MAY | WITHOUT_OWNER)
+def test_sent(anns: Session, engine: sa.Engine, sent: list[str], execute: Case) -> None:
+    before = what_bob_has(engine)
+    sent.clear()
+    rows = rows_of(execute(anns))
+    anns.commit()
+    assert sent
+    assert BOB not in str(rows)
+    assert what_bob_has(engine) == before
+
+
+@table_of_cases(MUST_NOT)
+def test_refused(anns: Session, sent: list[str], execute: Case) -> None:
+    with pytest.raises(OwnerMissingError):
+        execute(anns)
+    assert sent == []
+
+
+@table_of_cases(MAY | MUST_NOT)
+def test_refused_while_nobody_is_known(session: Session, sent: list[str], execute: Case) -> None:
+    with pytest.raises(OwnerMissingError):
+        execute(session)
+    assert sent == []
+
+
+@table_of_cases(WITHOUT_OWNER)
+def test_sent_while_nobody_is_known(session: Session, sent: list[str], execute: Case) -> None:
+    execute(session)
+    assert len(sent) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*cartesian product")
+@table_of_cases(MAY | MUST_NOT)
+def test_sent_in_a_session_of_a_script(engine: sa.Engine, sent: list[str], execute: Case) -> None:
+    with Session(engine) as session, suppress(sa.exc.DBAPIError):  # SQLite does not know some of them
+        execute(session)
+    assert sent
