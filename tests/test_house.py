@@ -43,4 +43,4 @@ def lines_of_code(path: Path) -> int:
 def test_the_house_stays_small() -> None:
     assert max(map(lines_of_code, GROUND)) <= 110
     assert sum(map(lines_of_code, GROUND)) <= 550
-    assert sum(map(lines_of_code, CELLAR)) <= 400
+    assert sum(map(lines_of_code, CELLAR)) <= 500
