@@ -138,7 +138,7 @@ def test_bodies_that_are_no_credentials_do_not_count(client: TestClient, path: s
 
 OUTAGES = {
     "database": exc.OperationalError("SELECT", {}, Exception("away")),
-    "no slot": exc.TimeoutError("too slow"),
+    "no turn": exc.TimeoutError("too slow"),
 }
 
 
@@ -172,7 +172,7 @@ def test_outage_before_the_endpoint_gives_the_attempt_back(
 
 
 @pytest.mark.usefixtures("clock")
-def test_attempts_are_counted_before_they_wait_for_a_hashing_slot(
+def test_attempts_are_counted_before_they_wait_for_their_turn(
     ann: Account, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a flood of guesses would make all others wait, and only then be told that it is too much."""
@@ -190,7 +190,7 @@ def test_attempts_are_counted_before_they_wait_for_a_hashing_slot(
         assert [login.result().status_code for login in waiting] == [401] * 10
 
 
-def test_hashing_slot_is_free_before_the_response_is_sent(ann: Account) -> None:
+def test_turn_to_hash_is_free_before_the_response_is_sent(ann: Account) -> None:
     """Else two clients who do not read could keep everybody from logging in."""
 
     async def scenario() -> None:
