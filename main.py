@@ -24,7 +24,7 @@ DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     migrate(engine)
     issuer = settings.better_auth_origin
-    logger.info("Tokens: %s", f"of {issuer}" if issuer else "signed with BETTER_AUTH_SECRET")
+    logger.info("Tokens: %s", f"of {issuer}" if issuer else "signed with BETTER_AUTH_SECRET. Try it: /demo")
     with watchdog():
         yield
     engine.dispose()
@@ -48,6 +48,7 @@ def create_app() -> FastAPI:
     app.include_router(service.router)
     if not settings.better_auth_url:  # without Better Auth, accounts of our own
         app.include_router(accounts.built_in)
+        app.include_router(service.demo)
 
     # A request passes them from the last to the first, its response the other way.
     # (Any other place for Exception would be outside of CORS, and a browser would show a CORS error.)

@@ -1,22 +1,29 @@
-"""The service itself: is it running, can it serve, and a page to try it in a browser."""
+"""The service itself: is it running, can it serve, and a page to try it."""
 
 import time
+from pathlib import Path
 
 import anyio
 from fastapi import APIRouter, HTTPException
+from fastapi.responses import HTMLResponse
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, select
 
 from db import engine
+from hardening.middleware import policy_of
+from hardening.settings import settings
 from models import Task
 from routes.errors import can_fail, status_of
 
 router = APIRouter(tags=["service"])
+demo = APIRouter(include_in_schema=False)
+PAGE = Path(__file__).with_name("demo.html").read_text(encoding="utf-8")
 
 
 @router.get("/", summary="Is it running?")
 async def root() -> dict[str, str]:
-    return {"message": "Todo API is running", "docs": "/docs"}
+    running = {"message": "Todo API is running", "docs": "/docs"}
+    return running if settings.better_auth_url else running | {"demo": "/demo"}
 
 
 def read_a_task() -> None:
@@ -54,3 +61,8 @@ async def health() -> dict[str, str]:
     if LastCheck.status == 500:
         raise HTTPException(500, "The tables are not as the app needs them; the log says more")
     return {"status": "ok"}
+
+
+@demo.get("/demo", response_class=HTMLResponse)
+async def show_demo() -> HTMLResponse:
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": policy_of(PAGE)})

@@ -190,6 +190,11 @@ def test_accounts_are_not_ours(better_auth: BetterAuth, path: str) -> None:
     assert f"/api/auth/{path}" not in better_auth.client.get("/openapi.json").json()["paths"]
 
 
+def test_page_is_not_served_to_those_who_cannot_log_in_here(better_auth: BetterAuth) -> None:
+    check_error(better_auth.client.get("/demo"), 404, "not_found")
+    assert better_auth.client.get("/").json() == {"message": "Todo API is running", "docs": "/docs"}
+
+
 def test_browsers_may_call_from_the_origin_of_better_auth(better_auth: BetterAuth) -> None:
     response = better_auth.client.get("/", headers={"Origin": better_auth.origin})
     assert response.headers["access-control-allow-origin"] == better_auth.origin

@@ -11,7 +11,7 @@ import main
 def test_first_page_says_that_the_service_runs(client: TestClient) -> None:
     response = client.get("/")
     assert response.status_code == 200
-    assert response.json() == {"message": "Todo API is running", "docs": "/docs"}
+    assert response.json() == {"message": "Todo API is running", "docs": "/docs", "demo": "/demo"}
 
 
 def test_first_page_and_docs_work_below_a_root_path() -> None:

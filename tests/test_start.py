@@ -56,7 +56,7 @@ def test_root_path_of_a_proxy_is_part_of_every_link(clone: Path) -> None:
 
 
 REFUSALS = {
-    "setting": ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS has '*'"),
+    "setting": ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS: '*' is not an origin"),
     "no such folder": ({"DATABASE_URL": "sqlite:////no/such/folder/x.db"}, "the database cannot be used"),
     "nobody listens": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/d"}, "database cannot be used"),
     "unknown option": ({"DATABASE_URL": "postgresql://u:pa55@127.0.0.1:1/d?schema=public"}, "schema"),
