@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlmodel import Session
 
 from db import SessionDep
-from hardening.isolation import only_rows_of
+from hardening.isolation import require_owner
 from hardening.keys import ALGORITHMS, KeyRing, UnknownKeyError
 from hardening.settings import settings
 from hardening.turns import turn_of
@@ -22,10 +22,14 @@ from models import User, UserPublic
 
 Claims = dict[str, Any]
 ISSUER = "todo-api"  # of the tokens that our own login issues, in routes/accounts.py
-LEEWAY = 5  # seconds by which another machine's clock may differ
+LEEWAY = 5  # seconds by which the clock of who signed a token may be ahead of ours
 
 
-# 1. The token. Two servers may have signed it, and the settings say which: never the token itself.
+# 1. The token. There are two kinds, and the settings say which one counts: never the token itself.
+
+
+# Without BETTER_AUTH_URL: of our own log-in, or of another server that signs with the same secret. (That is
+# called BETTER_AUTH_SECRET since frontends with Better Auth have one of this name.)
 async def decode_with_secret(token: str) -> Claims:
     claims = decode(token, settings.better_auth_secret, ("HS256",), None)
     # It need not say for whom it is; if it does, for one of our frontends.
@@ -39,6 +43,7 @@ async def decode_with_secret(token: str) -> Claims:
 key_ring = KeyRing(settings.better_auth_url)
 
 
+# With BETTER_AUTH_URL: of that Better Auth server, which publishes keys to check its tokens with.
 async def decode_with_public_key(token: str) -> Claims:
     return decode(token, await key_ring.key_for(token), ALGORITHMS, settings.better_auth_origin)
 
@@ -55,7 +60,8 @@ async def get_claims(token: str) -> Claims:
     if len(token) > 8192:
         raise unauthorized("Token is longer than 8 KiB")
     try:
-        claims = await (decode_with_public_key if settings.better_auth_url else decode_with_secret)(token)
+        decode_token = decode_with_public_key if settings.better_auth_url else decode_with_secret
+        claims = await decode_token(token)
         if time.time() >= int(claims["exp"]):  # we may have decoded it long ago
             raise jwt.ExpiredSignatureError
     except jwt.InvalidTokenError as error:
@@ -89,16 +95,17 @@ def unauthorized(message: str) -> HTTPException:
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
-# 3. The current user. From here to the end of the request, the session sees the rows of this user alone.
+# 3. The current user. From here to the end of the request, the session refuses each statement that does not
+# name this user. (It does not filter: you write the where().)
 bearer = HTTPBearer(scheme_name="token", bearerFormat="JWT")
 BearerToken = Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
 
 
 async def get_current_user(token: BearerToken, session: SessionDep) -> AsyncIterator[UserPublic]:
     claims = await get_claims(token.credentials)
-    async with turn_of(claims["sub"]):
-        with only_rows_of(session, claims["sub"]):
-            yield await user_of(claims, session)
+    async with turn_of(claims["sub"]):  # who sends many requests waits for their own, not for others'
+        with require_owner(session, claims["sub"]):
+            yield await user_of(claims, session)  # here the endpoint runs
 
 
 async def user_of(claims: Claims, session: Session) -> UserPublic:

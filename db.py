@@ -10,8 +10,9 @@ from hardening.database import POOL_SIZE, protect
 from hardening.settings import settings
 
 # AUTOCOMMIT: every statement is a transaction of its own. A task endpoint runs just one: so it is atomic, is
-# one round trip to the database, and works behind a pooler like Neon's. Two statements are two transactions:
-# the first one stays if the second one fails, and rollback() undoes nothing.
+# one round trip to the database, and works behind a pooler like Neon's. Two statements are two transactions,
+# and so are two rows that one commit() sends, as in add(task), add(tag), commit(): the first one stays if the
+# second one fails, and rollback() undoes nothing.
 engine = create_engine(
     settings.database_url,
     isolation_level="AUTOCOMMIT",
@@ -22,6 +23,8 @@ engine = create_engine(
 protect(engine)  # from slow statements, and from servers that are frozen or gone
 
 
+# It is async, since it waits for nothing: a session takes a connection at its first statement, not here. An
+# endpoint that uses the session is a plain def, which FastAPI runs in a thread: else all others would wait.
 async def get_session() -> AsyncIterator[Session]:
     # expire_on_commit: a task can still be read after the commit. owner: not known yet, see get_current_user.
     with Session(engine, expire_on_commit=False, info={"owner": None}) as session:

@@ -50,8 +50,8 @@ def create_app() -> FastAPI:
         app.include_router(accounts.built_in)
         app.include_router(service.demo)
 
-    # A request passes them from the last to the first, its response the other way.
-    # (Any other place for Exception would be outside of CORS, and a browser would show a CORS error.)
+    # A request passes the last one first: CORS, headers, slash, body limit, then an endpoint. Its response
+    # goes the other way. Exception is handled inside of CORS: else a browser would report an error of CORS.
     app.add_middleware(ExceptionMiddleware, handlers={Exception: errors.failure})
     app.add_middleware(BodyLimit)
     app.add_middleware(TrailingSlash)

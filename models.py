@@ -11,7 +11,7 @@ from sqlmodel import Field, SQLModel
 
 # PostgreSQL cannot store the NUL character, so neither database is offered it.
 NO_NUL = r"^[^\x00]*$"
-# One character must not be blank. Said in the pattern too, for generated clients and forms.
+# At least one character that is not blank. (min_length says so already; this tells generated clients.)
 NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 Title = Annotated[
     str,
@@ -35,7 +35,7 @@ BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite makes ids f
 class Task(SQLModel, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
-        # A list in its default order is read along one of these: nothing is sorted.
+        # routes/tasks.py asks for this order. The indexes have it already, so the database need not sort.
         Index("ix_tasks_user_created", "user_id", "created_at", "id"),
         Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
         # Without this, SQLite may give the id of a deleted task to a new one.

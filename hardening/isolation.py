@@ -21,9 +21,9 @@ class OwnerMissingError(Exception):
         super().__init__(f"{table}: the statement does not say whose: {remedy}")
 
 
-# While a request runs. Sessions of scripts and tests, of which nobody said so, are free.
+# While a request runs. A session of which nobody says so, such as a Session(engine) in a script, is free.
 @contextmanager
-def only_rows_of(session: Session, owner: str) -> Iterator[None]:
+def require_owner(session: Session, owner: str) -> Iterator[None]:
     before = session.info.copy()
     session.info["owner"] = owner
     try:

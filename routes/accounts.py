@@ -35,11 +35,12 @@ def count_login(credentials: Credentials, request: Request) -> Iterator[Credenti
 
 
 async def hashing_turn() -> AsyncIterator[None]:
-    async with turn_of("/hashing"):  # no user has this id: all who register or log in share a few turns
+    async with turn_of("/hashing"):  # which is no user's id: all who register or log in share a few turns
         yield
 
 
-# An endpoint names them in this order, so that who tries too often is told so before waiting for a turn.
+# In each of these, the endpoint runs at the yield. It names them in this order: so that who tries too often
+# is told so before waiting for a turn.
 CountedRegister = Annotated[NewAccount, Depends(count_register, scope="function")]
 CountedLogin = Annotated[Credentials, Depends(count_login, scope="function")]
 HashingTurn = Annotated[None, Depends(hashing_turn, scope="function")]
@@ -68,7 +69,7 @@ def register(account: CountedRegister, _turn: HashingTurn, session: SessionDep) 
 def login(credentials: CountedLogin, _turn: HashingTurn, session: SessionDep) -> Login:
     """Get a token. It is good for seven days, or until you log out."""
     user = session.exec(select(User).where(User.email == credentials.email)).first()
-    phc = user.password_hash if user else NOBODYS_HASH
+    phc = user.password_hash if user else NOBODYS_HASH  # so that an unknown address takes as long
     if not password_matches(credentials.password.get_secret_value(), phc) or user is None:
         raise unauthorized("Wrong e-mail address or password")
     return login_of(user)

@@ -63,8 +63,10 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
     # Without the input itself: it may be secret, huge or no JSON at all.
     detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
     first = error.errors()[0]
-    # Its loc is ("body", "title"), or ("query", "completed", "bool"), or ("body", 17) where JSON breaks off.
-    field = next(part for part in first["loc"][1::-1] if isinstance(part, str))
+    where = first[
+        "loc"
+    ]  # ("body", "title") or ("query", "completed", "bool"); ("body", 17) where JSON breaks off
+    field = where[1] if len(where) > 1 and isinstance(where[1], str) else where[0]
     message = first["msg"]
     if first["type"] == "string_pattern_mismatch" and "\0" in first["input"]:
         message = "Text cannot contain the NUL character"
@@ -80,7 +82,7 @@ def status_of(error: Exception) -> int:
     # SQLITE_ERROR is SQLite's word for a wrong statement, such as one that names a missing table.
     wrong_on_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     if wrong_on_sqlite or isinstance(error, exc.ProgrammingError):
-        logger.error("If the tables differ from models.py, is a migration missing? See alembic upgrade head")
+        logger.error("Do the tables differ from models.py? Make a migration, or: alembic upgrade head")
         return 500
     ours = isinstance(error, exc.DataError | exc.IntegrityError | exc.NotSupportedError | OwnerMissingError)
     return 503 if known and not ours else 500

@@ -25,7 +25,7 @@ Completed = Annotated[bool | SkipJsonSchema[None], Query(description="Completed 
 Status = Annotated[Literal["all", "pending", "completed"], Query(description="Another word for `completed`")]
 Search = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Text in a task")]
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
-SORTED_BY = {  # col() tells type checkers that this is a column, not a value
+SORTED_BY = {  # col() is for type checkers, and changes nothing: it says that this is a column, not a value
     "created_at": col(Task.created_at),
     "updated_at": col(Task.updated_at),
     "title": func.lower(Task.title),
@@ -104,7 +104,7 @@ def task_or_404(task: Task | None) -> Task:
 def write(session: Session, statement: UpdateBase) -> Task:
     options = {"synchronize_session": False}
     task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
-    session.commit()
+    session.commit()  # the engine of db.py has written it already; others, as in tests, do it here
     return task_or_404(task)
 
 

@@ -77,7 +77,7 @@ def token(sub: object = "someone", key: str = SECRET, **claims: object) -> str:
     return jwt.encode({"sub": sub, "exp": int(time.time()) + 3600} | claims, key, "HS256")
 
 
-# What a response says
+# For a first test you have read enough. What follows is for single subjects: here, what a response says.
 
 
 def check_error(response: Any, status: int, code: str) -> Any:

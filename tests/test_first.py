@@ -35,4 +35,4 @@ def test_delete_task(user: Caller) -> None:
 
 def test_stranger_cannot_read_task(user: Caller, stranger: Caller) -> None:
     task = user.make()
-    assert stranger("GET", f"/{task['id']}").status_code == 404
+    assert stranger("GET", f"/{task['id']}").status_code == 404  # on the stranger's own path

@@ -32,15 +32,3 @@ def test_hardening_imports_nothing_from_above(path: Path) -> None:
 def test_each_file_begins_with_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not text or ast.get_docstring(ast.parse(text))
-
-
-def lines_of_code(path: Path) -> int:
-    """Those that are neither blank nor comment."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return sum(1 for line in lines if line.strip() and not line.strip().startswith("#"))
-
-
-def test_the_house_stays_small() -> None:
-    assert max(map(lines_of_code, GROUND)) <= 110
-    assert sum(map(lines_of_code, GROUND)) <= 550
-    assert sum(map(lines_of_code, CELLAR)) <= 500

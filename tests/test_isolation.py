@@ -32,7 +32,7 @@ from sqlmodel import (
     update,
 )
 
-from hardening.isolation import OwnerMissingError, only_rows_of
+from hardening.isolation import OwnerMissingError, require_owner
 
 
 class Model(SQLModel, registry=registry()):
@@ -112,7 +112,7 @@ def session(engine: sa.Engine) -> Iterator[Session]:
 @pytest.fixture
 def anns(session: Session) -> Iterator[Session]:
     """The same, once it is known that Ann is."""
-    with only_rows_of(session, ANN):
+    with require_owner(session, ANN):
         yield session
 
 
@@ -400,3 +400,9 @@ def test_sent_in_a_session_of_a_script(engine: sa.Engine, sent: list[str], execu
     with Session(engine) as session, suppress(sa.exc.DBAPIError):  # SQLite does not know some of them
         execute(session)
     assert sent
+
+
+def test_every_table_says_whose_its_rows_are() -> None:
+    """Else nothing would protect them: isolation.py looks at tables with a user_id."""
+    tables = SQLModel.metadata.tables.values()
+    assert [table.name for table in tables if "user_id" not in table.columns] == ["users"]
