@@ -5,19 +5,21 @@ Each select, update and delete says it of each table with a column `user_id`, an
 Who means the rows of all users says that: `execution_options={"all_users": True}`.
 Not seen: text(), session.connection(), and a session's methods that begin with bulk_."""
 
+# ruff: noqa: SLF001  (the values of an INSERT or UPDATE have no public names)
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session
 from sqlalchemy.sql import operators
 
 
 class OwnerMissingError(Exception):
     def __init__(self, table: str) -> None:
-        remedy = "add .where(... .user_id == owner), or user_id=owner to a new row"
+        remedy = "add .where(... .user_id == owner), or give a new row user_id=owner"
         super().__init__(f"{table}: the statement does not say whose: {remedy}")
 
 
@@ -41,18 +43,21 @@ def hand_on_the_owner(state: ORMExecuteState) -> None:
         state.update_execution_options(owner=state.session.info["owner"])
 
 
-@sa.event.listens_for(Session, "before_flush")
-def check_rows(session: Session, *_: object) -> None:
-    if "owner" in session.info:
-        for row in [*session.new, *session.dirty, *session.deleted]:
-            if getattr(row, "user_id", session.info["owner"]) != session.info["owner"]:
-                raise OwnerMissingError(row.__tablename__)
+@sa.event.listens_for(Mapper, "before_insert")
+@sa.event.listens_for(Mapper, "before_update")
+@sa.event.listens_for(Mapper, "before_delete")
+def check_row(mapper: Mapper[Any], _connection: object, row: Any) -> None:
+    state = sa.inspect(row)
+    if "owner" in state.session.info and "user_id" in mapper.columns:
+        owner, given_away_or_taken = state.session.info["owner"], state.attrs.user_id.history.deleted
+        if owner is None or row.user_id != owner or given_away_or_taken:
+            raise OwnerMissingError(str(mapper.local_table))
 
 
 @sa.event.listens_for(sa.Engine, "before_cursor_execute")
 def check_statement(_connection: Any, _cursor: Any, _sql: Any, _values: Any, context: Any, _: Any) -> None:
     options = context.execution_options
-    if "owner" in options and context.compiled and not options.get("all_users"):
+    if "owner" in options and context.compiled and options.get("all_users") is not True:
         owner = options["owner"]
         for table, placeholders in owned_tables(context.compiled):
             for values in context.compiled_parameters:  # what is really sent
@@ -80,13 +85,14 @@ def tables_in(statement: Any) -> Iterator[tuple[str, set[str]]]:
             yield from tables_in(part)  # each speaks for itself
         elif isinstance(part, sa.Join) and not part.full:
             compared += [pair for pair in comparisons(part.onclause) if is_same(pair[0], part.right)]
-    written, upsert = (
-        getattr(statement, "_values", None) or (),
-        getattr(statement, "_post_values_clause", None),
-    )
-    if isinstance(statement, sa.Insert) and upsert is None:  # (an upsert may meet the row of another)
-        compared.append((statement.table, "user_id"))
-    elif any(getattr(column, "key", column) == "user_id" for column in written):
+    if isinstance(statement, sa.Insert):
+        if is_plain(statement):
+            compared.append((statement.table, "user_id"))
+        elif statement._multi_values:  # what stands in these cannot be seen
+            yield statement.table.name, set()
+    elif any(
+        getattr(column, "key", column) == "user_id" for column in getattr(statement, "_values", None) or ()
+    ):
         yield table_of(statement.table).name, {"user_id"}  # of an UPDATE, which gives no row away
     for table in {part for part in parts if table_of(part) is not None}:
         if not isinstance(statement, sa.CompoundSelect):
@@ -126,6 +132,15 @@ def comparisons(condition: Any) -> Iterator[tuple[Any, str]]:
         for side, value in ((condition.left, condition.right), (condition.right, condition.left)):
             if isinstance(value, sa.BindParameter) and getattr(side, "name", "") == "user_id":
                 yield getattr(side, "table", None), value.key
+
+
+# Not from a select, and no upsert or REPLACE, which may meet the row of another.
+def is_plain(insert: Any) -> bool:
+    return (
+        insert.select is None
+        and insert._post_values_clause is None
+        and not insert._prefixes + insert._multi_values
+    )
 
 
 def is_raw_sql(part: Any) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx2
 
-import db
+from hardening.settings import ROOT
 from tests.browser import browsing
 from tests.server import copy_project, serving
 
@@ -40,4 +40,4 @@ def test_picture(tmp_path: Path) -> None:
         browser.run("document.activeElement.blur()")  # no cursor that blinks
         picture = browser.screenshot()
     assert len(picture) < 80_000
-    (db.ROOT / "docs" / "demo.png").write_bytes(picture)
+    (ROOT / "docs" / "demo.png").write_bytes(picture)

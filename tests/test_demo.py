@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-import db
+from hardening.settings import ROOT
 from tests.browser import Browser, browsing
-from tests.conftest import SECRET, token
+from tests.conftest import token
+from tests.environment import SECRET
 from tests.node import install
 from tests.server import Server, copy_project, serving
 
@@ -636,7 +637,7 @@ def test_page_runs_its_own_script_alone(browser: Browser, tmp_path: Path) -> Non
 
 
 def test_page_is_short_and_complete() -> None:
-    html = (db.ROOT / "routes" / "demo.html").read_text(encoding="utf-8")
+    html = (ROOT / "routes" / "demo.html").read_text(encoding="utf-8")
     assert len(html.splitlines()) <= 150
     assert max(map(len, html.splitlines())) <= 110
     assert re.findall(r"\b(?:src|href)=\"(?!data:)[^\"]*\"", html) == ['href="docs"']
