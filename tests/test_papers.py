@@ -1,0 +1,243 @@
+"""The papers are true: what they name exists, what they quote is code, the exercises work to the letter."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from fastapi import APIRouter
+from fastapi.testclient import TestClient
+from sqlalchemy import event
+
+import db
+import main
+import routes.tasks
+from hardening.settings import ROOT, Settings
+from tests.accounts import Account
+from tests.conftest import Caller, already_started, check_error
+from tests.server import VARIABLES
+
+BOX = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+
+
+def boxes(text: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block."""
+    return [(language, dedent(content)) for language, content in BOX.findall(text)]
+
+
+def named_in(text: str) -> Iterator[str]:
+    """What stands between backticks, and each word of a command."""
+    yield from re.findall(r"`([^`\n]+)`", BOX.sub("", text))
+    for language, content in boxes(text):
+        if language in ("sh", "powershell"):
+            yield from content.split()
+
+
+GITIGNORE = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+left_out = shutil.ignore_patterns(".git", *(line.strip("/") for line in GITIGNORE))
+
+
+def paths_in(folder: Path) -> Iterator[str]:
+    """All that a clone has: /main.py, /routes/, /routes/tasks.py"""
+    names = [path.name for path in folder.iterdir()]
+    for path in sorted(folder / name for name in {*names} - left_out(str(folder), names)):
+        yield f"/{path.relative_to(ROOT).as_posix()}" + "/" * path.is_dir()
+        if path.is_dir():
+            yield from paths_in(path)
+
+
+def read(path: str) -> str:
+    return (ROOT / path.lstrip("/")).read_text(encoding="utf-8")
+
+
+PATHS = list(paths_in(ROOT))
+CODE = {path: read(path) for path in PATHS if path.endswith(".py")}
+PAPERS = {path[1:]: read(path) for path in PATHS if path.endswith(".md")}
+NAMED = {paper: set(named_in(text)) for paper, text in PAPERS.items()}
+LEARN = PAPERS["docs/learn.md"]
+MADE_BY_EXERCISES = {*re.findall(r"^# (\S+), new$", LEARN, re.MULTILINE), "/api/{user_id}/tags"}
+
+every_paper = pytest.mark.parametrize("paper", PAPERS)
+
+
+# What the papers name
+
+
+@every_paper
+def test_files_exist(paper: str) -> None:
+    pattern = re.compile(r"([\w./-]*\.(?:html|mako|md|png|py|toml|txt)|[\w.-]+/|\.ci/\w+)(::\w+)?")
+    found = [match for name in NAMED[paper] if (match := pattern.fullmatch(name))]
+    files = {match[1] for match in found} - MADE_BY_EXERCISES
+    assert [file for file in files if not any(path.endswith(f"/{file}") for path in PATHS)] == []
+
+
+@every_paper
+def test_tests_exist(paper: str) -> None:
+    named = [name.split("::") for name in NAMED[paper] if "::" in name]
+    for file, function in named:
+        assert any(f"def {function}(" in CODE[path] for path in CODE if path.endswith(f"/{file}")), function
+
+
+@every_paper
+def test_links_lead_somewhere(paper: str) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", BOX.sub("", PAPERS[paper]))
+    assert [target for target in targets if not (ROOT / paper).parent.joinpath(target).exists()] == []
+
+
+@every_paper
+def test_functions_and_classes_are_where_links_say(paper: str) -> None:
+    for name, target in re.findall(r"\[`(\w+)`\]\(([^)]+)\)", PAPERS[paper]):
+        code = (ROOT / paper).parent.joinpath(target).read_text(encoding="utf-8")
+        assert re.search(rf"^(?:(?:async )?def |class )?{name}\b", code, re.MULTILINE), name
+
+
+OF_OTHERS = {"FORWARDED_ALLOW_IPS", "NEXT_PUBLIC_API_URL", "max_client_conn"}
+
+
+@every_paper
+def test_names_exist(paper: str) -> None:
+    """Of functions, classes, constants, settings: those that look like a name in code."""
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", PAPERS[paper]))
+    named |= {name for name in NAMED[paper] if re.fullmatch(r"[a-z]+_\w+|(?:[A-Z][a-z]+){2,}", name)}
+    code = [CODE[path] for path in CODE if path != "/tests/test_papers.py"]
+    code += [content for language, content in boxes(LEARN) if language == "python"]
+    assert named - set(re.findall(r"\w+", "\n".join(code))) - OF_OTHERS == set()
+
+
+def test_every_setting_is_described() -> None:
+    for name in Settings.model_fields:
+        assert f"`{name.upper()}`" in PAPERS["CLAUDE.md"]
+        assert f"\n{name.upper()}=" in read(".env.example")
+
+
+OF_BETTER_AUTH = {"/api/auth", "/api/auth/token"}
+
+
+@every_paper
+def test_endpoints_exist(client: TestClient, paper: str) -> None:
+    pattern = re.compile(r"(?:([A-Z]+) )?(/(?:api|demo|docs|health|openapi|redoc)[\w{}/.]*)")
+    for match in filter(None, map(pattern.fullmatch, NAMED[paper] - OF_BETTER_AUTH - MADE_BY_EXERCISES)):
+        response = client.request(match[1] or "GET", match[2].replace("{", "").replace("}", ""))
+        assert response.status_code not in ({404, 405} if match[1] else {404}), match[0]
+
+
+@every_paper
+def test_programs_are_installed_by_our_requirements(paper: str) -> None:
+    requirements = read("requirements.txt") + read("pyproject.toml")
+    for name in re.findall(r"\.venv[/\\](?:bin|Scripts)[/\\](\w+)", PAPERS[paper]):
+        assert name in ("python", "pip") or re.search(rf"\b{name}\b.*>=", requirements), name
+
+
+def test_readme_is_short() -> None:
+    assert len(BOX.sub("", PAPERS["README.md"]).split()) <= 600
+
+
+# docs/learn.md
+
+
+def test_quoted_code_is_in_its_file() -> None:
+    quotes = [content.splitlines() for _, content in boxes(LEARN) if re.match(r"# \S+\.py\n", content)]
+    assert quotes
+    for file, *lines in quotes:
+        code = read(file.removeprefix("# ")).splitlines()
+        assert [line for line in lines if line not in code] == []
+
+
+(TRANSACTION,) = (content for _, content in boxes(LEARN) if "isolation_level" in content)
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("built_in_login", [True, False])
+def test_two_statements_happen_together_in_a_transaction_alone(
+    user: Caller, ann: Account, together: bool, built_in_login: bool
+) -> None:
+    """The second one fails: so does the first one, or not."""
+    if built_in_login:
+        user = Caller(user.client, ann.id)
+        user.headers = {"Authorization": f"Bearer {ann.login()}"}
+    code = "".join(line for line in TRANSACTION.splitlines(True) if together or "isolation" not in line)
+    router = APIRouter(prefix="/api/{user_id}/tasks")
+    exec(code, vars(routes.tasks) | {"router": router})
+    app = main.create_app()
+    app.include_router(router)
+    app.router.lifespan_context = already_started
+    user.make("done", completed=True)
+    user.make("open")
+
+    def fail(_connection: object, _cursor: object, sql: str, *_: object) -> None:
+        if "INSERT" in sql:
+            raise RuntimeError
+
+    with TestClient(app) as client:
+        event.listen(db.engine, "before_cursor_execute", fail)
+        response = client.post(f"{user.path}/clean-up", headers=user.headers)
+        event.remove(db.engine, "before_cursor_execute", fail)
+        check_error(response, 500, "internal_error")
+        assert user.titles() == (["open", "done"] if together else ["open"])
+        assert client.post(f"{user.path}/clean-up", headers=user.headers).status_code == 204
+        assert user.titles() == ["Celebrate", "open"]
+
+
+# The exercises, done in a copy of the project as a student would
+
+PLACE = re.compile(r"# (\S+), (?:in (\w+), )?(new|at the end|below|instead of)(?:: (.+))?")
+PRELUDE, *EXERCISES = LEARN.partition("\n## Three exercises\n")[2].partition("\n## ")[0].split("\n### ")
+
+
+def put(box: str, folder: Path) -> None:
+    """A box of code goes where its first line says."""
+    first, _, code = box.partition("\n")
+    file, scope, how, line = PLACE.fullmatch(first).groups()  # type: ignore[union-attr]  # else the test ends here
+    path = folder / file
+    lines = [] if how == "new" else path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if how == "at the end":
+        lines.append("\n\n")
+    at = len(lines)
+    if line:
+        begin = re.compile(rf"(def |class )?{scope or ''}\b")
+        start = next(number for number, text in enumerate(lines) if not scope or begin.match(text))
+        at = next(number for number, text in enumerate(lines) if number >= start and text.strip() == line)
+    lines[at + (how == "below") : at + 1] = [code]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def run(command: str, folder: Path) -> tuple[int, str]:
+    program, *arguments = shlex.split(command.removeprefix(".venv/bin/"))
+    module = [] if program == "python" else ["-m", program]
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    call = [sys.executable, *module, *arguments]
+    done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def work_through(text: str, folder: Path) -> None:
+    """A box of output below commands means: the last of them fails, and says this among other things."""
+    steps = boxes(text)
+    for (language, content), (next_language, output) in zip(steps, [*steps[1:], ("", "")], strict=True):
+        if language == "python":
+            put(content, folder)
+        if language == "sh":
+            *before, last = [run(command, folder) for command in content.splitlines()]
+            assert [said for code, said in before if code] == []
+            assert (last[0] != 0) == (next_language == "text"), last[1]
+            if next_language == "text":
+                assert [line for line in output.splitlines() if line not in last[1]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["123", "32"])
+def test_exercises_work_to_the_letter(tmp_path: Path, order: str) -> None:
+    for tool in ("mypy", "ruff"):
+        pytest.importorskip(tool, reason=f"needs {tool}: pip install --group dev")
+    copy = shutil.copytree(ROOT, tmp_path / "clone", ignore=left_out)
+    for text in [PRELUDE, *(EXERCISES[int(number) - 1] for number in order)]:
+        work_through(text, copy)
+    for check in ("alembic upgrade head", "alembic check", "ruff check .", "ruff format --check .", "mypy ."):
+        code, output = run(check, copy)
+        assert code == 0, output
