@@ -70,19 +70,20 @@ def check_statement(_connection: Any, _cursor: Any, _sql: Any, _values: Any, con
 @lru_cache(maxsize=1000)
 def owned_tables(compiled: Any) -> list[tuple[str, set[str]]]:
     names = {key: compiled.bind_names[value] for key, value in compiled.binds.items()}
-    found = tables_in(getattr(compiled.compile_state, "statement", compiled.statement))
+    found = tables_in(getattr(compiled.compile_state, "statement", compiled.statement), set())
     return [(table, {names[key] for key in keys & names.keys()}) for table, keys in found]
 
 
 STATEMENTS = (sa.Select, sa.CompoundSelect, sa.Insert, sa.Update, sa.Delete)
 
 
-def tables_in(statement: Any) -> Iterator[tuple[str, set[str]]]:
+def tables_in(statement: Any, seen: set[Any]) -> Iterator[tuple[str, set[str]]]:
     parts = list(parts_of(statement))
     compared = list(comparisons(getattr(statement, "whereclause", None)))
     for part in parts:
-        if isinstance(part, STATEMENTS):
-            yield from tables_in(part)  # each speaks for itself
+        if isinstance(part, STATEMENTS) and part not in seen:
+            seen.add(part)
+            yield from tables_in(part, seen)  # each speaks for itself
         elif isinstance(part, sa.Join) and not part.full:
             compared += [pair for pair in comparisons(part.onclause) if is_same(pair[0], part.right)]
     if isinstance(statement, sa.Insert):
@@ -101,9 +102,12 @@ def tables_in(statement: Any) -> Iterator[tuple[str, set[str]]]:
 
 # All that a statement is made of, down to tables and subqueries.
 def parts_of(statement: Any) -> Iterator[Any]:
-    todo = list(statement.get_children())
+    todo, seen = list(statement.get_children()), set()
     while todo:
         part = todo.pop()
+        if part in seen:
+            continue
+        seen.add(part)
         yield part
         if isinstance(part, sa.ColumnClause) and part.table is not None:
             todo.append(part.table)

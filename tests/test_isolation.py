@@ -79,6 +79,14 @@ class Pin(Model, table=True):
     task: Task = Relationship(sa_relationship_kwargs={"lazy": "joined"})
 
 
+class Star(Model, table=True):
+    """The same, as old code says it."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    task_id: int = Field(foreign_key="tasks.id")
+    task: Task = Relationship(sa_relationship_kwargs={"lazy": False})
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*cartesian product")
 ANN, BOB = "ann", "bob"
 TASKS: sa.Table = Task.__table__  # type: ignore[attr-defined]  # SQLModel makes it
@@ -146,6 +154,19 @@ mine = col(Task.user_id) == ANN
 my_tags = col(Tag.user_id) == ANN
 my_tasks = select(Task.id).where(mine)
 
+
+def nested(depth: int) -> Any:
+    statement: Any = sa.select(TASKS).where(TASKS.c.user_id == ANN)
+    for _ in range(depth):
+        statement = sa.select(*statement.subquery().c)
+    return statement
+
+
+def recursive() -> Any:
+    tree = select(Task.id).where(mine).cte(recursive=True)
+    return tree.union_all(select(Task.id).where(mine, col(Task.id) == tree.c.id + 1))
+
+
 MAY: dict[str, Case] = {
     "equal": lambda s: s.exec(select(Task).where(Task.user_id == ANN)),
     "reversed": lambda s: s.exec(select(Task).where(ANN == Task.user_id)),  # noqa: SIM300
@@ -192,6 +213,7 @@ MAY: dict[str, Case] = {
         select(Task.title, select(func.count(col(Tag.id))).where(my_tags).scalar_subquery()).where(mine)
     ),
     "from a subquery": lambda s: s.exec(sa.select(my_tasks.subquery())),
+    "from fifteen subqueries in each other": lambda s: s.execute(nested(15)),
     "from a CTE": lambda s: s.exec(select(my_tasks.cte().c.id)),
     "alias of a subquery": lambda s: s.exec(select(aliased(Task, select(Task).where(mine).subquery()))),
     "union": lambda s: s.exec(select(Task.title).where(mine).union(select(Tag.name).where(my_tags))),
@@ -220,6 +242,7 @@ MAY: dict[str, Case] = {
         select(Task).where(col(Task.user_id) == bindparam("x", callable_=lambda: ANN, unique=True))
     ),
     "with_loader_criteria": lambda s: s.exec(select(Task).options(with_loader_criteria(Task, mine))),
+    "recursive CTE": lambda s: s.execute(select(recursive().c.id)),
     "lambda": lambda s: s.execute(lambda_stmt(lambda: select(Task).where(Task.user_id == ANN))),
     "order by text": lambda s: s.exec(select(Task).where(mine).order_by(text("title"))),
     "update": lambda s: s.exec(update(Task).where(mine, col(Task.id) == 1).values(title="new")),
@@ -286,6 +309,13 @@ MUST_NOT: dict[str, Case] = {
     "text": lambda s: s.exec(select(Task).where(text("user_id = 'ann'"))),
     "literal_column": lambda s: s.exec(select(Task).where(literal_column("user_id") == ANN)),
     "OR in a text": lambda s: s.exec(select(Task).where(mine, text("id = 1 OR title LIKE '%'"))),
+    "OR in a text that comes first": lambda s: s.exec(select(Task).where(text("title LIKE '%' OR 1"), mine)),
+    "OR in a text in and_": lambda s: s.exec(
+        select(Task).where(mine, and_(Task.title != "", text("id = 1 OR title LIKE '%'")))
+    ),
+    "OR in a text, in ON": lambda s: s.exec(
+        select(Task, Tag).join(Tag, and_(my_tags, text("tags.id = 1 OR tags.name LIKE '%'"))).where(mine)
+    ),
     "named twice": lambda s: s.exec(
         select(Task).where(col(Task.user_id) == bindparam("x", ANN), col(Task.title) != bindparam("x", BOB))
     ),
@@ -313,16 +343,18 @@ MUST_NOT: dict[str, Case] = {
     "lightweight table": lambda s: s.execute(sa.select(sa.table("tasks", sa.column("user_id")))),
     "join": lambda s: s.exec(select(Task).join(Tag).where(mine)),
     "join of a relationship": lambda s: s.exec(select(Task).join(task_tags).where(mine)),
+    "join of a forgotten table": lambda s: s.exec(
+        select(Task).join(Tag).with_only_columns(col(Task.id)).where(mine)
+    ),
     "equal to another table's": lambda s: s.exec(select(Task, Tag).where(Task.user_id == Tag.user_id)),
     "join()": lambda s: s.exec(select(Task).select_from(join(Task, Tag)).where(mine)),
     "left of an outer join, in its ON": lambda s: s.exec(
         select(Task, Tag).outerjoin(Tag, and_(Tag.task_id == Task.id, my_tags, mine))
     ),
-    "full join, with the owner in ON": lambda s: s.exec(
-        select(Task, Tag).join(Tag, and_(Tag.task_id == Task.id, my_tags), full=True).where(mine)
-    ),
+    "full join, with the owner in ON": lambda s: s.exec(select(Person, Tag).join(Tag, my_tags, full=True)),
     "joinedload": lambda s: s.exec(select(Task).options(joinedload(task_tags)).where(mine)).unique(),
     "lazy='joined'": lambda s: s.exec(select(Pin)),
+    "lazy=False": lambda s: s.exec(select(Star)),
     "in a subquery": lambda s: s.exec(select(Task).where(mine, col(Task.id).in_(select(Tag.task_id)))),
     "exists": lambda s: s.exec(select(Task).where(mine, exists().where(col(Tag.task_id) == Task.id))),
     "scalar subquery": lambda s: s.exec(
@@ -389,6 +421,9 @@ MUST_NOT: dict[str, Case] = {
     ),
     "insert from select": lambda s: s.exec(
         insert(Task).from_select(["user_id", "title"], select(Task.user_id, Task.title).where(mine))
+    ),
+    "insert from select, and a row": lambda s: s.execute(
+        sa.insert(TASKS).from_select(["user_id", "title"], select(literal(BOB), Person.id)), {"user_id": ANN}
     ),
     "insert elsewhere from select": lambda s: s.exec(insert(Person).from_select(["id"], select(Task.title))),
     "insert or replace": lambda s: s.exec(
