@@ -32,7 +32,7 @@ LEEWAY = 5  # seconds by which the clock of who signed a token may be ahead of o
 # called BETTER_AUTH_SECRET since frontends with Better Auth have one of this name.)
 async def decode_with_secret(token: str) -> Claims:
     claims = decode(token, settings.better_auth_secret, ("HS256",), None)
-    # It need not say for whom it is; if it does, for one of our frontends.
+    # A token may have no aud (for whom it is). If it has one, that must be one of our frontends.
     audience = claims.get("aud") or []
     audience = audience if isinstance(audience, list) else [audience]
     if audience and not any(origin in settings.cors_origins for origin in audience):
@@ -52,7 +52,8 @@ async def decode_with_public_key(token: str) -> Claims:
 @lru_cache(maxsize=4096)
 def decode(token: str, key: str | jwt.PyJWK, algorithms: tuple[str, ...], origin: str | None) -> Claims:
     options = jwt.types.Options(require=["sub", "exp"], verify_aud=bool(origin))
-    return jwt.decode(token, key, algorithms, options, audience=origin, issuer=origin, leeway=LEEWAY)
+    claims = jwt.decode(token, key, algorithms, options, audience=origin, issuer=origin, leeway=LEEWAY)
+    return {name: claims.get(name) for name in ("sub", "exp", "iss", "aud", "email", "generation")}
 
 
 # 2. Its claims: what it says about the caller, and until when.
@@ -95,17 +96,17 @@ def unauthorized(message: str) -> HTTPException:
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
-# 3. The current user. From here to the end of the request, the session refuses each statement that does not
-# name this user. (It does not filter: you write the where().)
+# 3. The current user. From here to the end of the request, the session refuses each statement on a table with
+# a user_id that does not name this user. (It does not filter: you write the where(). And users has none.)
 bearer = HTTPBearer(scheme_name="token", bearerFormat="JWT")
 BearerToken = Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
 
 
 async def get_current_user(token: BearerToken, session: SessionDep) -> AsyncIterator[UserPublic]:
     claims = await get_claims(token.credentials)
-    async with turn_of(claims["sub"]):  # who sends many requests waits for their own, not for others'
+    async with turn_of(claims["sub"]):  # who has many requests waits for earlier ones of their own
         with require_owner(session, claims["sub"]):
-            yield await user_of(claims, session)  # here the endpoint runs
+            yield await user_of(claims, session)  # the endpoint runs while this waits here
 
 
 async def user_of(claims: Claims, session: Session) -> UserPublic:

@@ -20,6 +20,7 @@ DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First
 """
 
 
+# Before the yield: at the start. After it: at the end.
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     migrate(engine)

@@ -35,7 +35,7 @@ BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite makes ids f
 class Task(SQLModel, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
-        # routes/tasks.py asks for this order. The indexes have it already, so the database need not sort.
+        # Lists are in this order by default. The indexes have it already, so the database need not sort.
         Index("ix_tasks_user_created", "user_id", "created_at", "id"),
         Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
         # Without this, SQLite may give the id of a deleted task to a new one.
@@ -128,5 +128,5 @@ class Login(SQLModel):
     user: UserPublic
 
 
-class Registered(UserPublic, Login):
-    """Who registers is signed in."""
+class Registered(UserPublic, Login):  # who registers is signed in
+    pass

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from alembic import command, config, util
-from sqlalchemy import Connection, Engine, event, exc, pool
+from sqlalchemy import Connection, Engine, ExceptionContext, event, exc, pool
 
 from hardening.settings import ROOT, refuse_to_start
 
@@ -25,39 +25,87 @@ def protect(engine: Engine) -> None:
         event.listen(engine, "before_cursor_execute", start_clock)
     else:
         event.listen(engine, "before_cursor_execute", add_time_limit, retval=True)
+        event.listen(engine, "after_cursor_execute", stop_clock)
+        event.listen(engine, "handle_error", stop_clock_of_failure)
+        event.listen(engine, "commit", start_clock_of_end)
+        event.listen(engine, "rollback", start_clock_of_end)
         event.listen(engine, "connect", take_socket)
-        event.listen(engine, "checkout", begin_use)
-        event.listen(engine, "checkin", end_use)
-        event.listen(engine, "detach", end_use)
+        event.listen(engine, "checkout", look_at_socket)
+        event.listen(engine, "checkin", forget_clock)
         event.listen(engine, "close", give_socket_back)
         event.listen(engine, "close_detached", give_socket_back)
 
 
 # PostgreSQL gives up a slow statement by itself, if it is told to. That stands in the same message, which is
 # one transaction: so it costs no round trip, and holds for this statement alone.
-def add_time_limit(
-    _connection: object, _cursor: object, sql: str, values: Any, *_: object
-) -> tuple[str, Any]:
+def add_time_limit(_connection: object, cursor: Any, sql: str, values: Any, *_: object) -> tuple[str, Any]:
+    waiting_since[cursor.connection] = time.monotonic()
     return f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}; {sql}", values
 
 
-# A server that was restarted has closed our idle connections, and we notice when we use one. A server that is
-# frozen does not even do that, and gives up nothing: so a watchdog hangs up on it.
+# A server that is frozen gives up nothing, and does not even close connections. A watchdog hangs up on it.
+
+waiting_since: dict[Any, float] = {}  # connection: when something was sent that has no answer yet
+
+
+def stop_clock(_connection: object, cursor: Any, *_: object) -> None:
+    waiting_since.pop(cursor.connection, None)
+
+
+def stop_clock_of_failure(failure: ExceptionContext) -> None:
+    if failure.execution_context:  # else it could not even connect
+        forget_clock(failure.execution_context.cursor.connection)
+
+
+# A commit or rollback says nothing when it is done, but the connection soon goes back to the pool.
+def start_clock_of_end(connection: Connection) -> None:
+    if not connection.invalidated:
+        waiting_since[connection.connection.dbapi_connection] = time.monotonic()
+
+
+def forget_clock(connection: Any, *_: object) -> None:
+    waiting_since.pop(connection, None)
+
+
+@contextmanager
+def watchdog() -> Iterator[None]:
+    end = threading.Event()
+    # A thread: it works although somebody's code blocks the event loop.
+    threading.Thread(target=hang_up_on_frozen_servers, args=(end,), daemon=True).start()
+    try:
+        yield
+    finally:
+        end.set()
+
+
+def hang_up_on_frozen_servers(end: threading.Event) -> None:
+    while not end.wait(0.5):
+        for connection, since in waiting_since.copy().items():
+            if time.monotonic() > since + RESPONSE_TIMEOUT:
+                with closing, suppress(KeyError, OSError):  # it has been closed meanwhile
+                    sockets[connection].shutdown(socket.SHUT_RDWR)
+
 
 # Of each connection a second handle on its socket. We alone close it, so it can never be another's by now.
 sockets: dict[Any, socket.socket] = {}
-in_use_since: dict[Any, float] = {}  # connection: when a request took it
-closing = threading.Lock()
+closing = threading.RLock()  # of one thread, which may collect garbage that closes connections
 
 
 def take_socket(connection: Any, *_: object) -> None:
     sockets[connection] = socket.socket(fileno=socket.dup(connection.fileno()))
 
 
-def begin_use(connection: Any, *_: object) -> None:
-    if has_something_to_read(sockets[connection]):  # a server sends nothing unasked, but its farewell
+def give_socket_back(connection: Any, *_: object) -> None:
+    forget_clock(connection)
+    with closing:
+        sockets.pop(connection).close()
+
+
+# A server that was restarted has closed our idle connections. Else there is nothing to read on one.
+def look_at_socket(connection: Any, entry: pool.ConnectionPoolEntry, _proxy: object) -> None:
+    if entry.info.get("was_used") and has_something_to_read(sockets[connection]):
         raise exc.InvalidatePoolError  # upon which SQLAlchemy connects anew
-    in_use_since[connection] = time.monotonic()
+    entry.info["was_used"] = True
 
 
 def has_something_to_read(handle: socket.socket) -> bool:
@@ -66,33 +114,6 @@ def has_something_to_read(handle: socket.socket) -> bool:
     except OSError as error:
         return not isinstance(error, BlockingIOError)
     return True
-
-
-def end_use(connection: Any, *_: object) -> None:
-    in_use_since.pop(connection, None)
-
-
-def give_socket_back(connection: Any, *_: object) -> None:
-    end_use(connection)
-    with closing:
-        sockets.pop(connection).close()
-
-
-@contextmanager
-def watchdog() -> Iterator[None]:
-    end = threading.Event()
-    # A thread: it works although somebody's code blocks the event loop.
-    threading.Thread(target=hang_up_on_frozen_servers, args=(end,), daemon=True).start()
-    yield
-    end.set()
-
-
-def hang_up_on_frozen_servers(end: threading.Event) -> None:
-    while not end.wait(0.5):
-        for connection, since in list(in_use_since.items()):
-            if time.monotonic() > since + RESPONSE_TIMEOUT:
-                with closing, suppress(KeyError, OSError):  # it has been closed meanwhile
-                    sockets[connection].shutdown(socket.SHUT_RDWR)
 
 
 # SQLite, which keeps the time by itself.

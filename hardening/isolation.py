@@ -3,7 +3,8 @@
 Each select, update and delete says it of each table with a column `user_id`, and so does each subquery:
 `.where(Tag.user_id == owner)`, or the ON of a join, of the table that it adds. A new row has `user_id=owner`.
 Who means the rows of all users says that: `execution_options={"all_users": True}`.
-Not seen: text(), session.connection(), and a session's methods that begin with bulk_."""
+Not seen: a Session(engine) of your own, text() and table(), what runs on session.connection() itself, bulk_
+methods, a select in a column_property, and a column `user_id` whose attribute has another name."""
 
 # ruff: noqa: SLF001  (the values of an INSERT or UPDATE have no public names)
 
@@ -37,10 +38,15 @@ def require_owner(session: Session, owner: str) -> Iterator[None]:
 
 @sa.event.listens_for(Session, "do_orm_execute")
 def hand_on_the_owner(state: ORMExecuteState) -> None:
-    if "owner" in state.session.info and not state.is_column_load:  # that completes an object of the session
-        if state.is_update and state.parameters:  # one UPDATE for each of these, by their ids alone
-            raise OwnerMissingError("update() with a list of rows")
-        state.update_execution_options(owner=state.session.info["owner"])
+    if "owner" not in state.session.info:
+        return
+    owner, statement, mapper = state.session.info["owner"], state.statement, state.bind_mapper
+    columns: Any = mapper.persist_selectable.c if mapper else ()
+    if state.is_column_load and "user_id" in columns and isinstance(statement, sa.Select):
+        state.statement = statement.where(columns["user_id"] == owner)  # refresh() names the id alone
+    if state.is_update and state.parameters:  # an UPDATE for each of them, by its id alone
+        raise OwnerMissingError("update() with parameters")
+    state.update_execution_options(owner=owner)
 
 
 @sa.event.listens_for(Mapper, "before_insert")
@@ -57,7 +63,8 @@ def check_row(mapper: Mapper[Any], _connection: object, row: Any) -> None:
 @sa.event.listens_for(sa.Engine, "before_cursor_execute")
 def check_statement(_connection: Any, _cursor: Any, _sql: Any, _values: Any, context: Any, _: Any) -> None:
     options = context.execution_options
-    if "owner" in options and context.compiled and options.get("all_users") is not True:
+    is_statement = context.compiled and not context.isddl
+    if "owner" in options and is_statement and options.get("all_users") is not True:
         owner = options["owner"]
         for table, placeholders in owned_tables(context.compiled):
             for values in context.compiled_parameters:  # what is really sent

@@ -48,7 +48,7 @@ def origins(text: str) -> list[str]:
 
 
 def url_of_database(text: str) -> URL:
-    text = text.strip().removeprefix("psql ").strip("'\"")  # Neon offers its URL in a command
+    text = re.sub(r"^psql\s+", "", text).strip("'\" ")  # Neon offers its URL in a command
     dialect, is_url, rest = text.partition("://")
     backend = dialect.partition("+")[0]
     if backend == "sqlite":
@@ -60,6 +60,8 @@ def url_of_database(text: str) -> URL:
 
 def sqlite_url(text: str) -> URL:
     url = make_url(text)
+    if url.host:
+        raise ValueError("three slashes before a file, as in sqlite:///todo.db")
     if not url.database or url.database.startswith((":memory:", "file:")):
         raise ValueError("names no file; in memory, each connection has tasks of its own")
     return url
@@ -96,8 +98,10 @@ def counters(text: str) -> FixedWindowRateLimiter:
     try:
         counter = storage.storage_from_string(uri, wrap_exceptions=True, **timeouts)
         reachable = counter.check()
-    except (errors.ConfigurationError, errors.StorageError, ValueError) as error:
+    except errors.ConfigurationError as error:
         raise ValueError(f"cannot be used: {str(error).replace(uri, 'its URI')}") from None
+    except Exception as error:  # noqa: BLE001  (whatever it is, it may quote a part of the password)
+        raise ValueError(f"cannot be used: {type(error).__name__}") from None
     if not reachable:
         raise ValueError("cannot be reached")
     return FixedWindowRateLimiter(counter)
@@ -143,20 +147,20 @@ def is_weak(secret: str) -> bool:
 def load(file: Path = ROOT / ".env") -> Settings:
     try:
         load_dotenv(file)  # the environment wins
-        given = {name: os.environ.get(name.upper()) for name in Settings.model_fields}
+        given = {name: os.environ.get(name.upper(), "").strip() for name in Settings.model_fields}
         given = {name: text for name, text in given.items() if text}  # empty means the default
         in_development = given.get("environment", "development") == "development"
         if in_development and not given.keys() & {"better_auth_url", "better_auth_secret"}:
             given["better_auth_secret"] = secret_of_a_new(file)
         return Settings.model_validate(given)
-    except UnicodeDecodeError:
-        refuse_to_start(".env is not UTF-8 text (PowerShell's > writes UTF-16)")
-    except OSError as error:
-        refuse_to_start(f".env cannot be read or made: {error}")
     except ValidationError as error:
         first = error.errors()[0]
         names = [str(name).upper() for name in first["loc"][:1]]
         refuse_to_start(": ".join([*names, first["msg"].removeprefix("Value error, ")]))
+    except ValueError:
+        refuse_to_start(".env is not UTF-8 text (PowerShell's > writes UTF-16)")
+    except OSError as error:
+        refuse_to_start(f".env cannot be read or made: {error}")
 
 
 # The first start makes .env from .env.example, with a fresh secret in it.

@@ -39,8 +39,8 @@ async def hashing_turn() -> AsyncIterator[None]:
         yield
 
 
-# In each of these, the endpoint runs at the yield. It names them in this order: so that who tries too often
-# is told so before waiting for a turn.
+# In each of these, the endpoint runs at the yield. Endpoints name them in this order: so that who tries too
+# often is told so before waiting for a turn.
 CountedRegister = Annotated[NewAccount, Depends(count_register, scope="function")]
 CountedLogin = Annotated[Credentials, Depends(count_login, scope="function")]
 HashingTurn = Annotated[None, Depends(hashing_turn, scope="function")]
@@ -52,6 +52,7 @@ REGISTER: dict[str, Any] = {"status_code": 201, "responses": can_fail(400, 409, 
 def register(account: CountedRegister, _turn: HashingTurn, session: SessionDep) -> Registered:
     """Make an account, and get a token for it as from log-in."""
     taken = HTTPException(409, "There is already an account with this e-mail address")
+    # This saves an expensive hash. What forbids a second account is the unique column, see IntegrityError.
     if session.exec(select(User.id).where(User.email == account.email)).first():
         raise taken
     phc = hash_password(account.password.get_secret_value())

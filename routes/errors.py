@@ -63,9 +63,8 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
     # Without the input itself: it may be secret, huge or no JSON at all.
     detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
     first = error.errors()[0]
-    where = first[
-        "loc"
-    ]  # ("body", "title") or ("query", "completed", "bool"); ("body", 17) where JSON breaks off
+    # ("body", "title") or ("query", "completed", "bool"), but ("body", 17) where JSON breaks off
+    where = first["loc"]
     field = where[1] if len(where) > 1 and isinstance(where[1], str) else where[0]
     message = first["msg"]
     if first["type"] == "string_pattern_mismatch" and "\0" in first["input"]:

@@ -104,7 +104,7 @@ def task_or_404(task: Task | None) -> Task:
 def write(session: Session, statement: UpdateBase) -> Task:
     options = {"synchronize_session": False}
     task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
-    session.commit()  # the engine of db.py has written it already; others, as in tests, do it here
+    session.commit()  # AUTOCOMMIT has written it already; a plain session in place of ours would do it here
     return task_or_404(task)
 
 

@@ -51,7 +51,10 @@ def stranger(client: TestClient) -> "Caller":
 
 
 class Caller:
-    """A user with a token: `user("GET", "/1")` sends a request for tasks, `user.make("Milk")` makes one."""
+    """A user with a token, which needs no account.
+
+    `user("GET", "/1")` sends a request for tasks, and `user.make("Milk")` makes one.
+    """
 
     def __init__(self, client: TestClient, user_id: str) -> None:
         self.client, self.user_id = client, user_id

@@ -184,7 +184,7 @@ def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user
         db.engine.dispose()
     assert sum(handle.fileno() >= 0 for handle in held) == 0
     assert not database.sockets
-    assert not database.in_use_since
+    assert not database.waiting_since
 
 
 def kill(connection: Any) -> None:
@@ -195,26 +195,41 @@ def close_behind_its_back(connection: Any) -> None:
     connection.connection.dbapi_connection.close()
 
 
+SLEEP = "SELECT pg_sleep(20)"
+
+
 @on_postgres
 @pytest.mark.parametrize("spoil", [kill, close_behind_its_back, Connection.detach, Connection.invalidate])
 def test_watchdog_outlives_whatever_happens_to_a_connection(
     user: Caller, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]
 ) -> None:
-    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.0)  # it hangs up on whatever is in use
+    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.3)
     with db.engine.connect() as first, db.engine.connect() as second:
-        handle = database.sockets[second.connection.dbapi_connection]
         spoil(first)
         with suppress(exc.DBAPIError):
             first.exec_driver_sql("SELECT 1")
-        until(lambda: select.select([handle], [], [], 0)[0])  # it has hung up on the second
-        with pytest.raises(exc.DBAPIError):
-            second.exec_driver_sql("SELECT 1")
+        with pytest.raises(exc.DBAPIError, match=r"closed the connection unexpectedly|SSL|terminat"):
+            second.exec_driver_sql(SLEEP)
     monkeypatch.undo()
     assert user.titles() == []
 
 
 @on_postgres
-def test_watchdog_never_hits_a_descriptor_that_was_reused(client: TestClient) -> None:
+def test_watchdog_counts_from_each_statement(client: TestClient, uptime: Clock) -> None:
+    """And not from when a request began to use the connection: it may have other things to do."""
+    with db.engine.connect() as connection:
+        for _ in range(2):
+            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+            assert not database.waiting_since
+        with pytest.raises(exc.DBAPIError):
+            connection.exec_driver_sql("SELECT 1 / 0")
+        assert not database.waiting_since
+
+
+@on_postgres
+def test_watchdog_never_hits_a_descriptor_that_was_reused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection closes while the watchdog is about to hang up on it; its number goes to another socket."""
     with db.engine.connect() as connection:
         dbapi_connection = connection.connection.dbapi_connection
@@ -222,12 +237,11 @@ def test_watchdog_never_hits_a_descriptor_that_was_reused(client: TestClient) ->
         connection.invalidate()
     ends = [socket.socketpair() for _ in range(number)]
     assert number in [end.fileno() for pair in ends for end in pair]
-    database.in_use_since[dbapi_connection] = 0.0  # the watchdog has not heard of the end
-    with db.engine.connect() as connection, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database, "RESPONSE_TIMEOUT", 0.0)
-        handle = database.sockets[connection.connection.dbapi_connection]
-        until(lambda: select.select([handle], [], [], 0)[0])
-    del database.in_use_since[dbapi_connection]
+    database.waiting_since[dbapi_connection] = 0.0  # the watchdog has not heard of the end
+    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.3)
+    with db.engine.connect() as connection, pytest.raises(exc.DBAPIError):
+        connection.exec_driver_sql(SLEEP)
+    del database.waiting_since[dbapi_connection]
     for one, other in ends:
         one.sendall(b"still open")
         assert other.recv(10) == b"still open"

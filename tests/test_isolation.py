@@ -614,6 +614,21 @@ def test_a_relationship_to_a_table_without_user_id_is_loaded(anns: Session) -> N
     assert anns_task(anns).person.id == ANN
 
 
+EAGER: dict[str, Case] = {
+    "refresh": lambda s: s.refresh(s.get_one(Pin, 2)),
+    "expired": lambda s: s.expire(pin := s.get_one(Pin, 2)) or pin.task_id,
+}
+
+
+@table_of_cases(EAGER)
+def test_a_refresh_brings_nothing_of_another_along(engine: sa.Engine, sent: list[str], execute: Case) -> None:
+    """A mapper adds its joined relationships to a refresh, too."""
+    with Session(engine) as session:
+        session.get_one(Pin, 2)
+        with require_owner(session, ANN), pytest.raises(OwnerMissingError):
+            execute(session)
+
+
 def test_an_expired_task_is_loaded_again(anns: Session) -> None:
     task = anns_task(anns)
     anns.expire(task)

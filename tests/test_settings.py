@@ -105,6 +105,11 @@ def test_env_file_in_utf16_is_refused(env: Path, refusal: Refusal) -> None:
     assert ".env is not UTF-8 text" in refusal(load, env)
 
 
+def test_env_file_with_nul_is_refused(env: Path, refusal: Refusal) -> None:
+    env.write_bytes(b"X_OF_A_TEST=a\0b\n")
+    assert ".env is not UTF-8 text" in refusal(load, env)
+
+
 def test_env_file_that_cannot_be_made_is_refused(env: Path, refusal: Refusal) -> None:
     assert ".env cannot be read or made" in refusal(load, env.parent / "nowhere" / ".env")
 
@@ -289,6 +294,8 @@ DATABASE_URLS = {
     "postgresql+asyncpg://u:p@h:6543/d": "postgresql+psycopg2://u:p@h:6543/d",
     "postgresql+psycopg2://u:p%40ss@h/d": "postgresql+psycopg2://u:p%40ss@h/d",
     "postgresql://u:p,w@h/d": "postgresql+psycopg2://u:p%2Cw@h/d",
+    "psql  'postgresql://u:p@h/d'": "postgresql+psycopg2://u:p@h/d",
+    "   ": "sqlite:///todo.db",
 }
 
 
@@ -360,6 +367,8 @@ BAD_DATABASE_URLS = {
         "DATABASE_URL: 'mysql' is not supported; PostgreSQL and SQLite are",
     ),
     "two @": ("postgresql://u:pa55@word@h/d", "DATABASE_URL: two @; the one in the password is written %40"),
+    "SQLite with two slashes": ("sqlite://data/todo.db", "DATABASE_URL: three slashes before a file"),
+    "unknown option": ("postgresql://u:pa55@h/d?x=1", 'not a database URL: invalid URI query parameter: "x"'),
     "SQLite without a file": ("sqlite://", "DATABASE_URL: names no file"),
     "SQLite in memory": ("sqlite:///:memory:", "DATABASE_URL: names no file"),
     "SQLite with a file: URL": ("sqlite:///file:x?mode=memory&uri=true", "DATABASE_URL: names no file"),
@@ -380,7 +389,7 @@ def test_unusable_database_urls_are_refused(
 def test_database_url_must_be_set_outside_development(
     monkeypatch: pytest.MonkeyPatch, refusal: Refusal
 ) -> None:
-    monkeypatch.setenv("DATABASE_URL", "")
+    monkeypatch.setenv("DATABASE_URL", "  ")
     assert "DATABASE_URL: not set" in refusal(load)
 
 
@@ -428,6 +437,19 @@ def test_unusable_storages_are_refused_without_their_password(
     monkeypatch.setenv("RATE_LIMIT_STORAGE", given)
     line = refusal(load)
     assert reason in line
+    assert "pa55" not in line
+
+
+def test_storage_whose_client_quotes_the_password_is_refused_without_it(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
+    def fail(_uri: str, **_options: Any) -> None:
+        raise ValueError("Port could not be cast to integer value as 'pa55'")
+
+    monkeypatch.setattr("limits.storage.storage_from_string", fail)
+    monkeypatch.setenv("RATE_LIMIT_STORAGE", "redis://:pa55/x@h:1")
+    line = refusal(load)
+    assert "RATE_LIMIT_STORAGE: cannot be used" in line
     assert "pa55" not in line
 
 
