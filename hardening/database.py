@@ -53,8 +53,9 @@ def stop_clock(_connection: object, cursor: Any, *_: object) -> None:
 
 
 def stop_clock_of_failure(failure: ExceptionContext) -> None:
-    if failure.execution_context:  # else it could not even connect
-        forget_clock(failure.execution_context.cursor.connection)
+    cursor = getattr(failure.execution_context, "cursor", None)
+    if cursor:  # else it could not even connect
+        forget_clock(cursor.connection)
 
 
 # A commit or rollback says nothing when it is done, but the connection soon goes back to the pool.
