@@ -49,7 +49,7 @@ waiting_since: dict[Any, float] = {}  # connection: when something was sent that
 
 
 def stop_clock(_connection: object, cursor: Any, *_: object) -> None:
-    waiting_since.pop(cursor.connection, None)
+    forget_clock(cursor.connection)
 
 
 def stop_clock_of_failure(failure: ExceptionContext) -> None:

@@ -93,6 +93,8 @@ def tables_in(statement: Any, seen: set[Any]) -> Iterator[tuple[str, set[str]]]:
             yield from tables_in(part, seen)  # each speaks for itself
         elif isinstance(part, sa.Join) and not part.full:
             compared += [pair for pair in comparisons(part.onclause) if is_same(pair[0], part.right)]
+    if isinstance(statement, sa.CompoundSelect):
+        return  # its selects have spoken
     if isinstance(statement, sa.Insert):
         if is_plain(statement):
             compared.append((statement.table, "user_id"))
@@ -103,8 +105,7 @@ def tables_in(statement: Any, seen: set[Any]) -> Iterator[tuple[str, set[str]]]:
     ):
         yield table_of(statement.table).name, {"user_id"}  # of an UPDATE, which gives no row away
     for table in {part for part in parts if table_of(part) is not None}:
-        if not isinstance(statement, sa.CompoundSelect):
-            yield table_of(table).name, {key for other, key in compared if is_same(other, table)}
+        yield table_of(table).name, {key for other, key in compared if is_same(other, table)}
 
 
 # All that a statement is made of, down to tables and subqueries.

@@ -3,7 +3,6 @@
 # In ASGI, scope describes the request, receive() brings its body in pieces, and send() takes the response.
 
 from base64 import b64encode
-from functools import lru_cache
 from hashlib import sha256
 
 from fastapi import HTTPException, Response
@@ -62,7 +61,6 @@ class SecurityHeaders(Middleware):
 
 
 # What a page of ours may do: use the script and the style that stand in it, and talk to this API alone.
-@lru_cache
 def policy_of(page: str) -> str:
     def hash_of(tag: str) -> str:
         text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]

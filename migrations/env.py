@@ -60,10 +60,8 @@ def migrate(connection: Connection) -> None:
 if on_sqlite:
     Path(str(url.database)).touch(0o600)  # nobody else on this machine may read it
 
-with (
-    engine.connect() as connection,
-    connection.begin(),
-):  # which sends nothing in autocommit, hence BEGIN below
+# begin() sends nothing in autocommit, hence BEGIN and COMMIT below.
+with engine.connect() as connection, connection.begin():
     if on_sqlite:
         write_ahead(connection)
         connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -18,6 +18,7 @@ from routes.errors import can_fail, status_of
 router = APIRouter(tags=["service"])
 demo = APIRouter(include_in_schema=False)
 PAGE = Path(__file__).with_name("demo.html").read_text(encoding="utf-8")
+POLICY = policy_of(PAGE)
 
 
 @router.get("/", summary="Is it running?")
@@ -61,4 +62,4 @@ async def health() -> dict[str, str]:
 
 @demo.get("/demo", response_class=HTMLResponse)
 async def show_demo() -> HTMLResponse:
-    return HTMLResponse(PAGE, headers={"Content-Security-Policy": policy_of(PAGE)})
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})

@@ -5,14 +5,15 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import jwt
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
@@ -132,10 +133,11 @@ def fresh_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[FixedWindowRateLim
 # Other settings
 
 
-@asynccontextmanager
-async def already_started(_app: object) -> AsyncIterator[None]:
-    """The shared app migrates at its start, and disposes of the engine at its end."""
-    yield
+def another_app() -> FastAPI:
+    """A whole app more; the start and the end, for which there is one database, are the shared app's."""
+    app = main.create_app()
+    app.router.lifespan_context = lambda _app: nullcontext()
+    return app
 
 
 @contextmanager
@@ -148,9 +150,7 @@ def app_with(**changes: str) -> Iterator[TestClient]:
             patch.setattr(settings, name, getattr(other, name))
         patch.setattr(auth, "key_ring", KeyRing(settings.better_auth_url))
         patch.setattr(turns, "everybody", asyncio.Semaphore(10))  # one belongs to one event loop
-        app = main.create_app()
-        app.router.lifespan_context = already_started
-        with TestClient(app) as client:
+        with TestClient(another_app()) as client:
             yield client
 
 

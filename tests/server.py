@@ -16,21 +16,11 @@ from typing import IO
 
 import pytest
 
-from hardening.settings import ROOT
+from hardening.settings import ROOT, Settings
 
-VARIABLES = {"DATABASE_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "CORS_ORIGINS", "ENVIRONMENT"}
-VARIABLES |= {"AUTH_RATE_LIMIT", "RATE_LIMIT_STORAGE"}
-FILES = [
-    "main.py",
-    "models.py",
-    "db.py",
-    "auth.py",
-    "routes",
-    "hardening",
-    "migrations",
-    "pyproject.toml",
-    ".env.example",
-]
+VARIABLES = {name.upper() for name in Settings.model_fields}
+FILES = [path.name for path in ROOT.glob("*.py")]
+FILES += ["routes", "hardening", "migrations", "pyproject.toml", ".env.example"]
 
 
 def copy_project(folder: Path) -> Path:

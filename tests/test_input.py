@@ -9,8 +9,7 @@ from fastapi.testclient import TestClient
 from pydantic import StringConstraints
 from sqlmodel import SQLModel
 
-import main
-from tests.conftest import Caller, already_started, check_error
+from tests.conftest import Caller, another_app, check_error
 from tests.environment import ORIGIN
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -130,8 +129,7 @@ def test_message_names_the_parameter_and_the_mistake(user: Caller, url: str, mes
 
 def test_pattern_of_a_students_own_model_has_its_own_message() -> None:
     """NUL is not the only thing that a pattern can refuse."""
-    app = main.create_app()
-    app.router.lifespan_context = already_started
+    app = another_app()
 
     class Tag(SQLModel):
         color: Annotated[str, StringConstraints(pattern="^#[0-9a-f]{6}$")]

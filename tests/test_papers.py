@@ -16,11 +16,10 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 import db
-import main
 import routes.tasks
 from hardening.settings import ROOT, Settings
 from tests.accounts import Account
-from tests.conftest import Caller, already_started, check_error
+from tests.conftest import Caller, another_app, check_error
 from tests.server import VARIABLES
 
 BOX = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -164,9 +163,8 @@ def test_two_statements_happen_together_in_a_transaction_alone(
     code = "".join(line for line in TRANSACTION.splitlines(True) if together or "isolation" not in line)
     router = APIRouter(prefix="/api/{user_id}/tasks")
     exec(code, vars(routes.tasks) | {"router": router})
-    app = main.create_app()
+    app = another_app()
     app.include_router(router)
-    app.router.lifespan_context = already_started
     user.make("done", completed=True)
     user.make("open")
 

@@ -20,7 +20,7 @@ from auth import CurrentOwner
 from db import SessionDep
 from hardening import turns
 from models import Task
-from tests.conftest import Caller, Clock, already_started, check_error, until, watched_client
+from tests.conftest import Caller, Clock, another_app, check_error, until, watched_client
 from tests.counting import counted
 from tests.environment import POSTGRES
 
@@ -186,8 +186,7 @@ def test_user_who_floods_the_api_waits_alone(crowd: Crowd, stranger: Caller) -> 
 
 def test_order_of_parameters_does_not_matter(client: TestClient, user: Caller, stranger: Caller) -> None:
     """Here the session comes first; and still a user has three connections, and the token decides."""
-    app = main.create_app()
-    app.router.lifespan_context = already_started
+    app = another_app()
 
     @app.post("/api/{user_id}/slow")
     def slow(session: SessionDep, owner: CurrentOwner) -> None:
