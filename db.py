@@ -1,18 +1,20 @@
-"""The database: one engine, and a session for each request."""
+"""The database: one engine, a session for each request, and transactions of several statements."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends
+from sqlalchemy import Connection
 from sqlmodel import Session, create_engine
 
 from hardening.database import POOL_SIZE, protect
 from hardening.settings import settings
 
-# AUTOCOMMIT: every statement is a transaction of its own. A task endpoint runs just one: so it is atomic, is
-# one round trip to the database, and works behind a pooler like Neon's. Two statements are two transactions,
-# and so are rows of two tables that one commit() sends, as in add(task), add(tag), commit(): the first one
-# stays if the second one fails, and rollback() undoes nothing.
+# AUTOCOMMIT: each statement is a transaction of its own. A task endpoint runs just one: so it is atomic, is
+# one round trip to the database, and works behind a pooler such as Neon's. Two statements are two
+# transactions: if the second one fails, the first one stays, and rollback() does not undo it. For both or
+# neither, see transaction() below.
 engine = create_engine(
     settings.database_url,
     isolation_level="AUTOCOMMIT",
@@ -20,18 +22,46 @@ engine = create_engine(
     pool_size=POOL_SIZE,
     max_overflow=5,  # for /health, which must not wait; if the database is frozen, its checks hold some
 )
-protect(engine)  # from slow statements, and from servers that are frozen or gone
+protect(engine)  # from slow statements, and from servers that are frozen or down
 
 
-# async def runs in the one thread that serves everybody. This may, since it never waits: a session takes its
-# connection at its first statement, not here. An endpoint that uses the session is a plain def, which FastAPI
-# runs in another thread: else all others would wait with it.
+# async def runs in the one thread that serves all requests. That is fine here: nothing waits, as a session
+# connects at its first statement. An endpoint that uses the session must be a plain def: FastAPI runs it in
+# another thread, so that other requests need not wait.
 async def get_session() -> AsyncIterator[Session]:
     # expire_on_commit: a task can still be read after the commit. owner: None refuses every statement on a
-    # table with a user_id, until get_current_user says who is calling.
+    # table with a user_id, until get_current_user sets the owner.
     with Session(engine, expire_on_commit=False, info={"owner": None}) as session:
         yield session
 
 
-# scope: the session ends before the response is sent, however slowly the client reads that.
+# scope: the session ends before the response is sent, even to a slow client.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+# For an endpoint that needs two statements: all or nothing. An exception undoes them, an HTTPException too.
+# Meanwhile, commit() sends what was added, but does not end the transaction.
+@contextmanager
+def transaction(session: Session) -> Iterator[None]:
+    session.commit()  # returns the connection that the check of the token may have used
+    bind = session.get_bind()
+    if isinstance(bind, Connection):  # a transaction in a transaction
+        with bind.begin_nested():
+            yield
+            session.commit()
+        return
+    with bind.connect() as connection:
+        if bind.dialect.name == "postgresql":
+            connection.execution_options(isolation_level="READ COMMITTED")
+        with connection.begin():
+            if bind.dialect.name == "sqlite":
+                connection.exec_driver_sql(
+                    "BEGIN IMMEDIATE"
+                )  # what we read, nobody else changes until the end
+            session.bind = connection
+            try:
+                yield
+                session.commit()
+            finally:
+                session.rollback()
+                session.bind = bind

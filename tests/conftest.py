@@ -19,7 +19,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.environment import SECRET, SETTINGS, end  # before the app, which reads them
+from tests.support.environment import SECRET, SETTINGS, end  # before the app, which reads them
 
 import auth  # isort: skip
 import db
@@ -28,8 +28,8 @@ from hardening import turns
 from hardening.keys import KeyRing
 from hardening.settings import Settings, settings
 from routes.service import LastCheck
-from tests.accounts import Account
-from tests.server import copy_project
+from tests.support.accounts import Account
+from tests.support.server import copy_project
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ from hardening import guesses
 from hardening.settings import settings
 from models import User
 from routes import accounts
-from tests.accounts import PASSWORD, Account, new_email, post
 from tests.conftest import Clock, check_error, token
-from tests.counting import counted, sent_statements
-from tests.environment import SECRET, url
-from tests.server import serving
+from tests.support.accounts import PASSWORD, Account, new_email, post
+from tests.support.counting import counted, sent_statements
+from tests.support.environment import SECRET, url
+from tests.support.server import serving
 
 pytestmark = pytest.mark.usefixtures("fresh_limits")
 

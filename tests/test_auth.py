@@ -24,7 +24,7 @@ from auth import get_current_owner
 from hardening.settings import warn_once
 from models import UserPublic
 from tests.conftest import Caller, Clock, app_with, check_error, check_refused, token
-from tests.environment import ORIGIN, SECRET
+from tests.support.environment import ORIGIN, SECRET
 
 SOON = int(time.time()) + 3600
 

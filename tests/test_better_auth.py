@@ -20,9 +20,9 @@ from fastapi.testclient import TestClient
 import auth
 from hardening.keys import KeyRing
 from tests.conftest import Clock, app_with, check_error, check_refused, check_unavailable, until
-from tests.counting import counted
-from tests.environment import SECRET
-from tests.server import copy_project, serving
+from tests.support.counting import counted
+from tests.support.environment import SECRET
+from tests.support.server import copy_project, serving
 
 RSA = rsa.generate_private_key(65537, 2048)
 

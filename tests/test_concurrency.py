@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 import db
-from tests.accounts import PASSWORD, Account, new_email
 from tests.conftest import Caller
+from tests.support.accounts import PASSWORD, Account, new_email
 
 
 def test_simultaneous_creates_lose_and_double_nothing(user: Caller) -> None:

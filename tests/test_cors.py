@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import Caller, app_with
-from tests.environment import ORIGIN
+from tests.support.environment import ORIGIN
 
 
 def preflight(client: TestClient, origin: str) -> Any:

@@ -18,9 +18,9 @@ from sqlmodel import Session
 import db
 from hardening import database
 from tests.conftest import Caller, Clock, check_error, check_unavailable, until
-from tests.counting import counted, sent_statements
-from tests.environment import NAME, administer, on_postgres, on_sqlite, url, wire
-from tests.wire import Wire
+from tests.support.counting import counted, sent_statements
+from tests.support.environment import NAME, administer, on_postgres, on_sqlite, url, wire
+from tests.support.wire import Wire
 
 # Statements that take long enough to be given up, and yet have an end, should nobody give them up.
 SLOW = {

@@ -15,7 +15,7 @@ from starlette.types import Message
 import main
 from db import get_session
 from tests.conftest import Caller, check_error, check_unavailable
-from tests.environment import ORIGIN
+from tests.support.environment import ORIGIN
 
 SECRET_WORDS = "the client must not see this"
 

@@ -14,7 +14,7 @@ import db
 from routes import service
 from routes.service import LastCheck
 from tests.conftest import Caller, Clock, check_error, check_unavailable, until
-from tests.counting import counted, sent_statements
+from tests.support.counting import counted, sent_statements
 
 
 @pytest.fixture(autouse=True)

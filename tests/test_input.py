@@ -10,7 +10,7 @@ from pydantic import StringConstraints
 from sqlmodel import SQLModel
 
 from tests.conftest import Caller, another_app, check_error
-from tests.environment import ORIGIN
+from tests.support.environment import ORIGIN
 
 JSON_TYPE = {"Content-Type": "application/json"}
 DEEP = b"[" * 20_000 + b"]" * 20_000

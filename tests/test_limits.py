@@ -19,8 +19,8 @@ import main
 from hardening import turns
 from hardening.settings import counters, settings
 from routes import accounts
-from tests.accounts import PASSWORD, Account, new_email, post
 from tests.conftest import Clock, check_error, check_unavailable, until, watched_client
+from tests.support.accounts import PASSWORD, Account, new_email, post
 
 pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
 

@@ -12,8 +12,8 @@ from sqlmodel import create_engine, insert
 import db
 from models import Task, now
 from tests.conftest import Caller
-from tests.counting import counted, sent_statements
-from tests.environment import POSTGRES
+from tests.support.counting import counted, sent_statements
+from tests.support.environment import POSTGRES
 
 
 def test_list_is_newest_first_and_of_one_user_only(user: Caller, stranger: Caller) -> None:

@@ -23,7 +23,7 @@ import main
 from hardening.settings import ROOT, settings, url_of_database
 from models import User, now
 from tests.conftest import Caller, Refusal
-from tests.environment import on_postgres, on_sqlite
+from tests.support.environment import on_postgres, on_sqlite
 
 ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
 

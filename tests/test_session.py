@@ -21,8 +21,8 @@ from db import SessionDep
 from hardening import turns
 from models import Task
 from tests.conftest import Caller, Clock, another_app, check_error, until, watched_client
-from tests.counting import counted
-from tests.environment import POSTGRES
+from tests.support.counting import counted
+from tests.support.environment import POSTGRES
 
 # The two overrides that FastAPI's and SQLModel's documentation show
 

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from hardening.settings import ROOT, counters, load
 from tests.conftest import Refusal
-from tests.environment import SECRET
+from tests.support.environment import SECRET
 
 # .env and ENVIRONMENT
 

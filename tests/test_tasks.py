@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Caller, check_error
-from tests.counting import counted
+from tests.support.counting import counted
 
 FIELDS = {"id", "user_id", "title", "description", "completed", "created_at", "updated_at"}
 

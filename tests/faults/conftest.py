@@ -19,9 +19,9 @@ import psycopg2
 import pytest
 
 from tests.conftest import Caller, check_unavailable, until
-from tests.environment import SECRET
-from tests.server import Server, copy_project, free_port
-from tests.wire import Wire
+from tests.support.environment import SECRET
+from tests.support.server import Server, copy_project, free_port
+from tests.support.wire import Wire
 
 BINARIES = os.pathsep.join(
     [os.environ["PATH"], "/usr/sbin", *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]

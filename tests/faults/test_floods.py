@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.conftest import Caller, check_unavailable, token
-from tests.environment import SECRET
 from tests.faults.conftest import Cluster, Service, at_once, service, timed
-from tests.wire import Wire
+from tests.support.environment import SECRET
+from tests.support.wire import Wire
 
 pytestmark = pytest.mark.slow
 

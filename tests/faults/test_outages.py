@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, exc
 from hardening.settings import url_of_database
 from tests.conftest import check_unavailable, until
 from tests.faults.conftest import MOST_SECONDS, Cluster, Load, Service, load, service, timed
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import Caller, until
-from tests.environment import SECRET
 from tests.faults.conftest import Cluster, Service, binary, load, service
-from tests.server import serving
+from tests.support.environment import SECRET
+from tests.support.server import serving
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hardening.settings import ROOT, settings, url_of_database
 from tests.conftest import until
 from tests.faults.conftest import UNPRIVILEGED, Cluster, Service, binary, folder_of_postgres, running, service
-from tests.server import free_port
-from tests.wire import Wire
+from tests.support.server import free_port
+from tests.support.wire import Wire
 
 pytestmark = pytest.mark.slow
 

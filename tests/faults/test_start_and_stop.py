@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import until
 from tests.faults.conftest import Cluster, Service, at_once, service
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 pytestmark = pytest.mark.slow
 

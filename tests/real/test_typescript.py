@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import main
-from tests.node import install, run
-from tests.server import copy_project, serving
+from tests.support.node import install, run
+from tests.support.server import copy_project, serving
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser import Browser, browsing
 from tests.conftest import token
-from tests.environment import SECRET
-from tests.server import serving
+from tests.support.browser import Browser, browsing
+from tests.support.environment import SECRET
+from tests.support.server import serving
 
 pytestmark = pytest.mark.slow
 

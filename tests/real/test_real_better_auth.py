@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from tests.conftest import check_error, until
-from tests.node import install
-from tests.server import free_port, serving
+from tests.support.node import install
+from tests.support.server import free_port, serving
 
 pytestmark = pytest.mark.slow
 

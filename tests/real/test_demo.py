@@ -13,11 +13,11 @@ import httpx2
 import pytest
 
 from hardening.settings import ROOT
-from tests.browser import Browser, browsing
 from tests.conftest import token
-from tests.environment import SECRET
-from tests.node import install
-from tests.server import Server, copy_project, serving
+from tests.support.browser import Browser, browsing
+from tests.support.environment import SECRET
+from tests.support.node import install
+from tests.support.server import Server, copy_project, serving
 
 pytestmark = pytest.mark.slow
 

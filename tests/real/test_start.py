@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.environment import SECRET
-from tests.server import Server, serving
+from tests.support.environment import SECRET
+from tests.support.server import Server, serving
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""What tests with Node.js need: a folder of tests/, with the npm packages that it names."""
+"""What tests with Node.js need: a folder of tests/real/, with the npm packages that it names."""
 
 import os
 import shutil
@@ -19,9 +19,9 @@ def run(folder: Path, *command: str) -> None:
 
 
 def install(name: str, parent: Path) -> Path:
-    """Copy a folder of tests/ and install its packages. Where that is impossible, skip; but not in CI."""
+    """Copy a folder of tests/real/, install its packages. Where that is impossible, skip; but not in CI."""
     folder = parent / name
-    shutil.copytree(ROOT / "tests" / name, folder, ignore=shutil.ignore_patterns("node_modules"))
+    shutil.copytree(ROOT / "tests" / "real" / name, folder, ignore=shutil.ignore_patterns("node_modules"))
     try:
         run(folder, *INSTALL)
         run(folder, "node", "--version")

@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from sqlalchemy import make_url
 
-from tests.wire import Wire
+from tests.support.wire import Wire
 
 SECRET = secrets.token_hex(32)
 ORIGIN = "http://localhost:3000"

@@ -1,4 +1,4 @@
-"""The two floors: what a student reads stands above, and hardening/ knows nothing of it."""
+"""The two layers: the core imports from hardening/, and never the other way round."""
 
 import ast
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 
 from hardening.settings import ROOT
 
-CELLAR = sorted((ROOT / "hardening").glob("*.py"))
-GROUND = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "routes").glob("*.py"))]
-NAMES_ABOVE = {path.stem for path in ROOT.glob("*.py")} | {"routes", "migrations", "tests"}
+HARDENING = sorted((ROOT / "hardening").glob("*.py"))
+CORE = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "routes").glob("*.py"))]
+CORE_NAMES = {path.stem for path in ROOT.glob("*.py")} | {"routes", "migrations", "tests"}
 
 
 def imported_by(path: Path) -> set[str]:
@@ -23,12 +23,12 @@ def imported_by(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("path", CELLAR, ids=lambda path: path.name)
-def test_hardening_imports_nothing_from_above(path: Path) -> None:
-    assert not imported_by(path) & NAMES_ABOVE
+@pytest.mark.parametrize("path", HARDENING, ids=lambda path: path.name)
+def test_hardening_imports_nothing_from_the_core(path: Path) -> None:
+    assert not imported_by(path) & CORE_NAMES
 
 
-@pytest.mark.parametrize("path", [*GROUND, *CELLAR], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", [*CORE, *HARDENING], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_each_file_begins_with_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not text or ast.get_docstring(ast.parse(text))

@@ -1,12 +1,12 @@
-"""Makes docs/demo.png, the picture of the page /demo: `.venv/bin/python -m pytest tests/picture.py`."""
+"""Makes docs/demo.png, a picture of /demo: `.venv/bin/python -m pytest tests/support/picture.py`."""
 
 from pathlib import Path
 
 import httpx2
 
 from hardening.settings import ROOT
-from tests.browser import browsing
-from tests.server import copy_project, serving
+from tests.support.browser import browsing
+from tests.support.server import copy_project, serving
 
 TASKS = {
     "Water the plants": True,

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import event
 
 import db
-from tests.environment import POSTGRES, wire
+from tests.support.environment import POSTGRES, wire
 
 statements: list[str] = []  # all that SQLite was given to run
 
