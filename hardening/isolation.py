@@ -1,30 +1,39 @@
-"""Nobody can forget the owner: a statement that does not say whose rows it means is refused, and not sent.
+"""Nobody can forget the owner: a statement must name one, and then reaches no rows of others.
 
-Each select, update and delete says it of each table with a column `user_id`, and so does each subquery:
-`.where(Tag.user_id == owner)`, or the ON of a join, of the table that it adds. A new row has `user_id=owner`.
-Who means the rows of all users says that: `execution_options={"all_users": True}`.
-Not seen: a Session(engine) of your own, text() and table(), what runs on session.connection() itself, bulk_
-methods, a select in a column_property, and a column `user_id` whose attribute has another name."""
+Name the owner once, as in `.where(Task.user_id == owner)`. The guard adds the same condition for every other
+table in the statement that has a `user_id`, and to what SQLAlchemy sends by itself: session.get(), refresh(),
+relationships. A new row needs `user_id=owner`. For the rows of all users, say so:
+`execution_options={"all_users": True}`.
 
-# ruff: noqa: SLF001  (the values of an INSERT or UPDATE have no public names)
+Refused on tables with a `user_id`: insert() and upserts, a new user_id in an UPDATE, and SQL in strings.
+Not checked: a Session(engine) of your own, session.connection(), bulk_ methods, a statement that is text() as
+a whole, and a row that all_users has loaded, until you change it."""
 
+# ruff: noqa: SLF001  (some parts of SQLAlchemy have no public name; without them nothing is sent)
+
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapper, ORMExecuteState, Session
-from sqlalchemy.sql import operators
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, mapperlib, with_loader_criteria
+from sqlalchemy.sql import operators, selectable, visitors
+
+current_owner: ContextVar[str | None] = ContextVar(
+    "current_owner", default=None
+)  # of the statement being executed
+OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
 
 
 class OwnerMissingError(Exception):
-    def __init__(self, table: str) -> None:
-        remedy = "add .where(... .user_id == owner), or give a new row user_id=owner"
-        super().__init__(f"{table}: the statement does not say whose: {remedy}")
+    pass
 
 
-# While a request runs. A session of which nobody says so, such as a Session(engine) in a script, is free.
+# While a request runs. Other sessions, such as a Session(engine) in a script, are not checked.
 @contextmanager
 def require_owner(session: Session, owner: str) -> Iterator[None]:
     before = session.info.copy()
@@ -36,17 +45,186 @@ def require_owner(session: Session, owner: str) -> Iterator[None]:
         session.info.update(before)
 
 
+# 1. Before a statement becomes SQL: it must name the owner. Then each class in it gets the condition.
+
+# SQLAlchemy writes the SQL of a statement once, and remembers it. What it remembers of other sessions has not
+# passed part 2.
+guarded_sql: sa.util.LRUCache[Any, Any] = sa.util.LRUCache(1000)
+
+
 @sa.event.listens_for(Session, "do_orm_execute")
-def hand_on_the_owner(state: ORMExecuteState) -> None:
-    if "owner" not in state.session.info:
+def add_conditions(state: ORMExecuteState) -> None:
+    statement: Any = state.statement
+    parameters = state.parameters or {}
+    is_guarded = "owner" in state.session.info and state.execution_options.get("all_users") is not True
+    if not is_guarded or isinstance(statement, sa.TextClause):
         return
-    owner, statement, mapper = state.session.info["owner"], state.statement, state.bind_mapper
-    columns: Any = mapper.persist_selectable.c if mapper else ()
-    if state.is_column_load and "user_id" in columns and isinstance(statement, sa.Select):
-        state.statement = statement.where(columns["user_id"] == owner)  # refresh() names the id alone
-    if state.is_update and state.parameters:  # an UPDATE for each of them, by its id alone
-        raise OwnerMissingError("update() with parameters")
-    state.update_execution_options(owner=owner)
+    if isinstance(statement, sa.StatementLambdaElement):
+        statement = statement._resolved
+    owner = state.session.info["owner"]
+    is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names(owner, statement, parameters)
+    if owner is None or not is_named:
+        for table in owned_tables(statement):
+            remedy = (
+                f"add .where({class_of(table)}.user_id == owner), or put that into the ON of an outer join"
+            )
+            raise OwnerMissingError(f"{table}: the statement names no owner: {remedy}")
+    if state.is_update and isinstance(parameters, list):
+        raise OwnerMissingError("update() with a list finds rows by id alone: use update() with a where()")
+    if OWNER.key in parameters:
+        raise OwnerMissingError(f"{OWNER.key} is the guard's own parameter")
+    if state.is_orm_statement:
+        given = state.user_defined_options
+        statement = statement.options(*(option for option in conditions() if option not in given))
+        mapper = state.bind_mapper
+        if state.is_column_load and mapper and "user_id" in mapper.columns:  # a refresh ignores the options
+            statement = statement.where(mapper.columns["user_id"] == OWNER)
+    state.statement = statement.execution_options(is_guarded=True)
+    state.update_execution_options(compiled_cache=guarded_sql)
+    current_owner.set(owner)
+
+
+# For refresh(), for relationships, and for get(), whose parameters are the columns of the primary key.
+def is_sent_by_sqlalchemy(state: ORMExecuteState) -> bool:
+    parameters = state.parameters or {}
+    is_get = bool(parameters) and all(str(name).startswith("pk_") for name in parameters)
+    return state.is_column_load or state.is_relationship_load or is_get
+
+
+# Does it compare a user_id with the owner? Where, does not matter: the conditions are added in any case.
+def names(owner: str, statement: Any, parameters: Any) -> bool:
+    for part in visitors.iterate(statement):
+        if isinstance(part, sa.BinaryExpression) and part.operator in (operators.eq, operators.in_op):
+            for column, value in ((part.left, part.right), (part.right, part.left)):
+                if getattr(column, "key", "") == "user_id" and isinstance(value, sa.BindParameter):
+                    given = parameters.get(value.key) if value.key in parameters else value.effective_value
+                    if given in (owner, [owner]):
+                        return True
+    return False
+
+
+def owned_tables(statement: Any) -> list[Any]:
+    tables = [getattr(part, "table", part) for part in visitors.iterate(statement)]
+    return [table for table in tables if isinstance(table, sa.TableClause) and is_owned(table)]
+
+
+# Also one that somebody describes a second time, without its user_id.
+def is_owned(table: Any) -> bool:
+    return "user_id" in table.c or table.name in classes()
+
+
+def class_of(table: Any) -> str:
+    return classes().get(table.name, "...")
+
+
+@lru_cache
+def owned_mappers() -> list[Mapper[Any]]:
+    mappers = [mapper for registry in mapperlib._all_registries() for mapper in registry.mappers]
+    return [mapper for mapper in mappers if "user_id" in mapper.columns]
+
+
+@lru_cache
+def classes() -> dict[str, str]:
+    return {mapper.local_table.description: mapper.class_.__name__ for mapper in owned_mappers()}
+
+
+# The condition is a function, since a table that is joined to itself needs one for each side.
+@lru_cache
+def conditions() -> list[Any]:
+    condition: Any = lambda entity, owner=OWNER: entity.user_id == owner  # noqa: E731
+    options = {"include_aliases": True, "track_closure_variables": False}
+    top = [mapper for mapper in owned_mappers() if mapper.inherits not in owned_mappers()]
+    return [with_loader_criteria(mapper, condition, **options) for mapper in top]
+
+
+@sa.event.listens_for(Mapper, "after_mapper_constructed")
+def forget_mappers(*_: object) -> None:
+    for remembered in (owned_mappers, classes, conditions):
+        remembered.cache_clear()
+
+
+# 2. While SQLAlchemy writes the SQL: a table that no condition reached is read through a subquery with it.
+# Such are the link table of a many-to-many relationship, a FULL JOIN, and a table without its class.
+
+
+@compiles(sa.Table)
+@compiles(sa.TableClause)
+def write_table(table: Any, compiler: Any, **options: Any) -> str:
+    sql = str(compiler.visit_table(table, **options))
+    if not (compiler.execution_options.get("is_guarded") and options.get("asfrom") and is_owned(table)):
+        return sql
+    whole, part = compiler.stack[0]["selectable"], compiler.stack[-1]  # the part may be a subquery
+    if any(map(is_in_a_string, visitors.iterate(whole))):
+        raise OwnerMissingError(
+            f"{table}: nobody can tell what SQL in a string, such as text(), does beside it"
+        )
+    if isinstance(whole, sa.Insert):
+        raise OwnerMissingError(
+            f"{table}: select from it first, then use session.add(), in place of insert()"
+        )
+    alias = options.get("enclosing_alias")
+    is_alias = alias is not None and is_same(alias.element, table)
+    is_filtered = any(is_same(column.table, alias if is_alias else table) for column in owner_columns(part))
+    if isinstance(part["selectable"], sa.UpdateBase) and is_same(part["selectable"].table, table):
+        check_target(part["selectable"], compiler, is_filtered=is_filtered)
+    elif not is_filtered:
+        sql = f"(SELECT * FROM {sql} WHERE user_id = {compiler.process(OWNER)})"  # noqa: S608  (names, no input)
+        sql += "" if is_alias else f" AS {compiler.preparer.quote(table.name)}"
+    return sql
+
+
+def check_target(statement: Any, compiler: Any, *, is_filtered: bool) -> None:
+    table = statement.table
+    if not is_filtered:
+        raise OwnerMissingError(f"{table}: update() and delete() need its class, {class_of(table)}")
+    if isinstance(statement, sa.Update):
+        names_of_values = [getattr(column, "key", column) for column in statement._values or ()]
+        if "user_id" in [*names_of_values, *(compiler.column_keys or ())]:
+            raise OwnerMissingError(f"{table}: an update() does not set the user_id: leave it out")
+
+
+@compiles(sa.Insert)
+def write_insert(statement: Any, compiler: Any, **options: Any) -> str:
+    if compiler.execution_options.get("is_guarded") and is_owned(statement.table):
+        raise OwnerMissingError(f"{statement.table}: use session.add() in place of insert()")
+    return str(compiler.visit_insert(statement, **options))
+
+
+# The columns that are the owner in each row that this part reads or changes.
+def owner_columns(part: Any) -> Iterator[Any]:
+    yield from equal_to_owner(part["selectable"].whereclause)
+    froms = list(part["compile_state"].froms) if isinstance(part["selectable"], sa.Select) else []
+    for join in froms:
+        if isinstance(join, sa.Join):
+            froms += [join.left, join.right]
+            if not join.full:  # whose ON leaves nothing out
+                yield from equal_to_owner(join.onclause)
+
+
+def equal_to_owner(condition: Any) -> Iterator[Any]:
+    if isinstance(condition, sa.BooleanClauseList) and condition.operator is operators.and_:
+        for each in condition.clauses:
+            yield from equal_to_owner(each)
+    elif isinstance(condition, sa.BinaryExpression) and getattr(condition.right, "key", None) == OWNER.key:
+        yield condition.left
+
+
+# SQLAlchemy annotates copies of a table, which have the same hash.
+def is_same(table: object, other: object) -> bool:
+    return hash(table) == hash(other)
+
+
+def is_in_a_string(part: Any) -> bool:
+    if isinstance(part, sa.TextClause | sa.TextualSelect) or getattr(part, "is_literal", False):
+        return not re.fullmatch(r"[\w.*]*", str(part))  # a name, a number or a star is harmless
+    return (
+        (isinstance(part, selectable.HasPrefixes) and bool(part._prefixes))
+        or (isinstance(part, selectable.HasSuffixes) and bool(part._suffixes))
+        or (isinstance(part, selectable.HasHints) and bool(part._hints or part._statement_hints))
+    )
+
+
+# 3. When a session writes rows that were added, changed or deleted as objects.
 
 
 @sa.event.listens_for(Mapper, "before_insert")
@@ -55,105 +233,17 @@ def hand_on_the_owner(state: ORMExecuteState) -> None:
 def check_row(mapper: Mapper[Any], _connection: object, row: Any) -> None:
     state = sa.inspect(row)
     if "owner" in state.session.info and "user_id" in mapper.columns:
-        owner, given_away_or_taken = state.session.info["owner"], state.attrs.user_id.history.deleted
-        if owner is None or row.user_id != owner or given_away_or_taken:
-            raise OwnerMissingError(str(mapper.local_table))
+        owner, history = state.session.info["owner"], state.attrs.user_id.history
+        is_changed = history.added if state.key else history.deleted
+        if owner is None or row.user_id != owner or is_changed:
+            raise OwnerMissingError(f"{mapper.local_table}: a row must have user_id=owner, and keep it")
 
 
-@sa.event.listens_for(sa.Engine, "before_cursor_execute")
-def check_statement(_connection: Any, _cursor: Any, _sql: Any, _values: Any, context: Any, _: Any) -> None:
-    options = context.execution_options
-    is_statement = context.compiled and not context.isddl
-    if "owner" in options and is_statement and options.get("all_users") is not True:
-        owner = options["owner"]
-        for table, placeholders in owned_tables(context.compiled):
-            for values in context.compiled_parameters:  # what is really sent
-                if owner is None or all(values.get(name) != owner for name in placeholders):
-                    raise OwnerMissingError(table)
-
-
-# Each table with a user_id in a statement, and the placeholders of which one must stand for the owner.
-# SQLAlchemy compiles a statement once, with all that a mapper adds to it: so this is found once.
-@lru_cache(maxsize=1000)
-def owned_tables(compiled: Any) -> list[tuple[str, set[str]]]:
-    names = {key: compiled.bind_names[value] for key, value in compiled.binds.items()}
-    found = tables_in(getattr(compiled.compile_state, "statement", compiled.statement), set())
-    return [(table, {names[key] for key in keys & names.keys()}) for table, keys in found]
-
-
-STATEMENTS = (sa.Select, sa.CompoundSelect, sa.Insert, sa.Update, sa.Delete)
-
-
-def tables_in(statement: Any, seen: set[Any]) -> Iterator[tuple[str, set[str]]]:
-    parts = list(parts_of(statement))
-    compared = list(comparisons(getattr(statement, "whereclause", None)))
-    for part in parts:
-        if isinstance(part, STATEMENTS) and part not in seen:
-            seen.add(part)
-            yield from tables_in(part, seen)  # each speaks for itself
-        elif isinstance(part, sa.Join) and not part.full:
-            compared += [pair for pair in comparisons(part.onclause) if is_same(pair[0], part.right)]
-    if isinstance(statement, sa.CompoundSelect):
-        return  # its selects have spoken
-    if isinstance(statement, sa.Insert):
-        if is_plain(statement):
-            compared.append((statement.table, "user_id"))
-        elif statement._multi_values:  # what stands in these cannot be seen
-            yield statement.table.name, set()
-    elif any(
-        getattr(column, "key", column) == "user_id" for column in getattr(statement, "_values", None) or ()
-    ):
-        yield table_of(statement.table).name, {"user_id"}  # of an UPDATE, which gives no row away
-    for table in {part for part in parts if table_of(part) is not None}:
-        yield table_of(table).name, {key for other, key in compared if is_same(other, table)}
-
-
-# All that a statement is made of, down to tables and subqueries.
-def parts_of(statement: Any) -> Iterator[Any]:
-    todo, seen = list(statement.get_children()), set()
-    while todo:
-        part = todo.pop()
-        if part in seen:
-            continue
-        seen.add(part)
-        yield part
-        if isinstance(part, sa.ColumnClause) and part.table is not None:
-            todo.append(part.table)
-        elif table_of(part) is None and not isinstance(part, STATEMENTS):
-            todo += part.get_children()
-
-
-# The table with a user_id that this is, or is an alias of.
-def table_of(part: Any) -> Any:
-    if isinstance(part, sa.AliasedReturnsRows):
-        return table_of(part.element)
-    return part if isinstance(part, sa.TableClause) and "user_id" in part.c else None
-
-
-def is_same(table: Any, other: Any) -> bool:
-    return hash(table) == hash(other)  # SQLAlchemy annotates copies of tables, which have the same hash
-
-
-# What stands in a condition, or in its AND, as the value of a user_id.
-def comparisons(condition: Any) -> Iterator[tuple[Any, str]]:
-    if isinstance(condition, sa.BooleanClauseList) and condition.operator is operators.and_:
-        if not any(map(is_raw_sql, parts_of(condition))):  # which may hold an OR
-            for part in condition.clauses:
-                yield from comparisons(part)
-    elif isinstance(condition, sa.BinaryExpression) and condition.operator is operators.eq:
-        for side, value in ((condition.left, condition.right), (condition.right, condition.left)):
-            if isinstance(value, sa.BindParameter) and getattr(side, "name", "") == "user_id":
-                yield getattr(side, "table", None), value.key
-
-
-# Not from a select, and no upsert or REPLACE, which may meet the row of another.
-def is_plain(insert: Any) -> bool:
-    return (
-        insert.select is None
-        and insert._post_values_clause is None
-        and not insert._prefixes + insert._multi_values
-    )
-
-
-def is_raw_sql(part: Any) -> bool:
-    return isinstance(part, sa.TextClause) or getattr(part, "is_literal", False)
+# It may be another user's row, and say that it is the owner's.
+@sa.event.listens_for(Session, "before_attach")
+def check_object(session: Session, row: Any) -> None:
+    state = sa.inspect(row)
+    if "owner" in session.info and state.key and "user_id" in state.mapper.columns:
+        raise OwnerMissingError(
+            f"{state.mapper.local_table}: this session has not loaded the row: use merge()"
+        )
