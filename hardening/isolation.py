@@ -23,9 +23,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, mapperlib, with_loader_criteria
 from sqlalchemy.sql import operators, selectable, visitors
 
-current_owner: ContextVar[str | None] = ContextVar(
-    "current_owner", default=None
-)  # of the statement being executed
+# Of the statement that is being executed.
+current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
 OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
 
 
@@ -65,9 +64,7 @@ def add_conditions(state: ORMExecuteState) -> None:
     is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names(owner, statement, parameters)
     if owner is None or not is_named:
         for table in owned_tables(statement):
-            remedy = (
-                f"add .where({class_of(table)}.user_id == owner), or put that into the ON of an outer join"
-            )
+            remedy = f"add .where({class_of(table)}.user_id == owner), or, of an outer join, to its ON"
             raise OwnerMissingError(f"{table}: the statement names no owner: {remedy}")
     if state.is_update and isinstance(parameters, list):
         raise OwnerMissingError("update() with a list finds rows by id alone: use update() with a where()")
@@ -155,13 +152,9 @@ def write_table(table: Any, compiler: Any, **options: Any) -> str:
         return sql
     whole, part = compiler.stack[0]["selectable"], compiler.stack[-1]  # the part may be a subquery
     if any(map(is_in_a_string, visitors.iterate(whole))):
-        raise OwnerMissingError(
-            f"{table}: nobody can tell what SQL in a string, such as text(), does beside it"
-        )
+        raise OwnerMissingError(f"{table}: SQL in a string, such as text(), cannot be checked beside it")
     if isinstance(whole, sa.Insert):
-        raise OwnerMissingError(
-            f"{table}: select from it first, then use session.add(), in place of insert()"
-        )
+        raise OwnerMissingError(f"{table}: in place of insert(), select first, then use session.add()")
     alias = options.get("enclosing_alias")
     is_alias = alias is not None and is_same(alias.element, table)
     is_filtered = any(is_same(column.table, alias if is_alias else table) for column in owner_columns(part))
@@ -244,6 +237,4 @@ def check_row(mapper: Mapper[Any], _connection: object, row: Any) -> None:
 def check_object(session: Session, row: Any) -> None:
     state = sa.inspect(row)
     if "owner" in session.info and state.key and "user_id" in state.mapper.columns:
-        raise OwnerMissingError(
-            f"{state.mapper.local_table}: this session has not loaded the row: use merge()"
-        )
+        raise OwnerMissingError(f"{state.mapper.local_table}: loaded by another session: use merge()")

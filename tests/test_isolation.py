@@ -718,7 +718,7 @@ def test_condition_is_written_where_it_keeps_the_rows_of_an_outer_join(
 
 
 def names_no_owner(table: str, model: str) -> str:
-    remedy = f"add .where({model}.user_id == owner), or put that into the ON of an outer join"
+    remedy = f"add .where({model}.user_id == owner), or, of an outer join, to its ON"
     return f"{table}: the statement names no owner: {remedy}"
 
 
@@ -730,7 +730,7 @@ MESSAGES: dict[str, tuple[Case, str]] = {
     ),
     "insert from a select": (
         lambda s: s.exec(insert(Person).from_select(["id"], select(Task.title).where(mine))),
-        "tasks: select from it first, then use session.add(), in place of insert()",
+        "tasks: in place of insert(), select first, then use session.add()",
     ),
     "delete of a Table": (
         lambda s: s.execute(sa.delete(TASKS).where(TASKS.c.user_id == ANN)),
@@ -750,7 +750,7 @@ MESSAGES: dict[str, tuple[Case, str]] = {
     ),
     "text": (
         lambda s: s.exec(select(Task).where(mine, text("id = 1 OR 1 = 1"))),
-        "tasks: nobody can tell what SQL in a string, such as text(), does beside it",
+        "tasks: SQL in a string, such as text(), cannot be checked beside it",
     ),
     "row of another user": (
         lambda s: s.add(Task(user_id=BOB, title="new")) or s.flush(),
