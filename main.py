@@ -11,6 +11,7 @@ from db import engine
 from hardening.database import migrate, watchdog
 from hardening.middleware import CORS, BodyLimit, SecurityHeaders, TrailingSlash
 from hardening.settings import logger, settings
+from hardening.telemetry import TELEMETRY, RedactedQuery
 from routes import accounts, errors, service, tasks
 
 DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First steps, right here:
@@ -42,6 +43,7 @@ def create_app() -> FastAPI:
         swagger_ui_parameters={"persistAuthorization": True},  # the token survives a reload
         lifespan=lifespan,
         exception_handlers=errors.HANDLERS,
+        telemetry=TELEMETRY,
         generate_unique_id_function=lambda route: route.name,  # what generated clients call the endpoint
     )
     app.include_router(tasks.router)
@@ -51,8 +53,9 @@ def create_app() -> FastAPI:
         app.include_router(accounts.built_in)
         app.include_router(service.demo)
 
-    # A request passes the last one first: CORS, headers, slash, body limit, then an endpoint. Its response
-    # goes the other way. Exception is handled inside of CORS: else a browser would report an error of CORS.
+    # A request passes the last one first: query, CORS, headers, slash, body limit, then an endpoint. Its
+    # response goes the other way. Exception is handled inside of CORS: else a browser would report an error
+    # of CORS.
     app.add_middleware(ExceptionMiddleware, handlers={Exception: errors.failure})
     app.add_middleware(BodyLimit)
     app.add_middleware(TrailingSlash)
@@ -65,6 +68,7 @@ def create_app() -> FastAPI:
         allow_headers=["*"],
         expose_headers=["Link", "Location", "Retry-After"],
     )
+    app.add_middleware(RedactedQuery)
     return app
 
 
