@@ -1,6 +1,7 @@
 """Tokens of a real Better Auth server, which runs in Node.js: see better_auth/server.js."""
 
 import os
+import re
 import secrets
 import subprocess
 import uuid
@@ -12,23 +13,26 @@ from typing import Any
 import httpx2
 import pytest
 
+from hardening.settings import ROOT
 from tests.conftest import check_error, until
+from tests.faults.conftest import Cluster, running
 from tests.support.node import install
 from tests.support.server import free_port, serving
 
 pytestmark = pytest.mark.slow
 
+PASSWORD = "correct horse"
 UNKNOWN_KEY = "Token is signed with an unknown key"
 HTTP: dict[str, Any] = {"trust_env": False, "timeout": 60}  # Node may be slow at first
 
 
 class Member:
-    """Somebody who signed up at Better Auth, and calls the API with its tokens."""
+    """A user who signed up at Better Auth, and calls the API with its tokens."""
 
     def __init__(self, auth_url: str, api_url: str) -> None:
         self.auth_url, self.api_url = auth_url, api_url
         self.email = f"{uuid.uuid4().hex}@example.com"
-        account = {"email": self.email, "password": "correct horse", "name": "Ann"}
+        account = {"email": self.email, "password": PASSWORD, "name": "Ann"}
         signed_up = httpx2.post(f"{auth_url}/sign-up/email", json=account, **HTTP)
         assert signed_up.status_code == 200, signed_up.text
         self.cookies = signed_up.cookies
@@ -133,3 +137,30 @@ def test_forgotten_better_auth_url_is_named(node: Path, clone: Path) -> None:
         ann = Member(f"{url}/api/auth", api.url)
         message = check_error(ann.call(ann.token(), "GET", ann.tasks), 401, "unauthorized")
         assert "BETTER_AUTH_URL is missing" in message
+
+
+def test_deleting_an_account_deletes_its_tasks(node: Path, clone: Path) -> None:
+    """With the file of docs/better-auth.md, which is JavaScript, too."""
+    guide = (ROOT / "docs" / "better-auth.md").read_text(encoding="utf-8")
+    (file,) = [box for box in re.findall(r"```ts\n(.*?)```", guide, re.DOTALL) if "beforeDelete" in box]
+    (node / "auth.mjs").write_text(file, encoding="utf-8")
+    with running(Cluster()) as cluster:
+        url = f"postgresql://postgres@127.0.0.1:{cluster.port}/postgres"
+        with (
+            better_auth(node, DATABASE_URL=url, AUTH_FILE="./auth.mjs") as auth_url,
+            serving(clone, BETTER_AUTH_URL=auth_url, DATABASE_URL=url) as api,
+        ):
+            ann, ben = (Member(f"{auth_url}/api/auth", api.url) for _ in range(2))
+            ann.check_access(ann.token())
+            ben.check_access(ben.token())
+
+            def delete(password: str) -> int:
+                options = HTTP | {"cookies": ann.cookies, "headers": {"Origin": auth_url}}
+                path = f"{ann.auth_url}/delete-user"
+                return int(httpx2.post(path, json={"password": password}, **options).status_code)
+
+            assert delete("wrong") == 400
+            assert cluster.sql("SELECT user_id FROM tasks ORDER BY id") == [(ann.id,), (ben.id,)]
+            assert delete(PASSWORD) == 200
+            assert cluster.sql("SELECT user_id FROM tasks") == [(ben.id,)]
+            assert cluster.sql('SELECT id FROM "user"') == [(ben.id,)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import main
+from hardening.settings import ROOT
 from tests.support.node import install, run
 from tests.support.server import copy_project, serving
 
@@ -24,10 +25,10 @@ def test_generated_typescript_client_works(tmp_path: Path) -> None:
         run(frontend, "node", "built/round.js", server.url)
 
 
-def test_what_the_better_auth_paper_says_to_write_compiles(tmp_path: Path) -> None:
-    paper = (Path(__file__).parents[1] / "docs" / "better-auth.md").read_text(encoding="utf-8")
-    files = re.findall(r"```tsx?\n(// (\S+)\n.*?)```", paper, re.DOTALL)
-    assert len(files) == paper.count("```ts")
+def test_code_in_better_auth_md_compiles(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "better-auth.md").read_text(encoding="utf-8")
+    files = re.findall(r"```tsx?\n(// (\S+)\n.*?)```", guide, re.DOTALL)
+    assert len(files) == guide.count("```ts")
 
     frontend = install("nextjs", tmp_path)
     (frontend / "lib").mkdir()

@@ -1,7 +1,8 @@
-// A real Better Auth server without Next.js, whose tables are in memory.
-// BETTER_AUTH_URL=http://localhost:3000 BETTER_AUTH_SECRET=... [SIGNER=HS256] node server.js
+// A real Better Auth server without Next.js, whose tables are in memory; or the one in AUTH_FILE, such as ./auth.mjs.
+// BETTER_AUTH_URL=http://localhost:3000 BETTER_AUTH_SECRET=... [SIGNER=HS256] [AUTH_FILE=...] node server.js
 import { betterAuth } from "better-auth";
 import { memoryAdapter } from "better-auth/adapters/memory";
+import { getMigrations } from "better-auth/db/migration";
 import { toNodeHandler } from "better-auth/node";
 import { jwt } from "better-auth/plugins";
 import { SignJWT } from "jose";
@@ -15,11 +16,18 @@ const HS256 = {
   jwks: { remoteUrl: "unused", keyPairConfig: { alg: "EdDSA" } }, // sign needs this line, nothing reads it
   jwt: { sign: (claims) => new SignJWT(claims).setProtectedHeader({ alg: "HS256" }).sign(secret) },
 };
-const auth = betterAuth({
-  database: memoryAdapter(tables),
-  emailAndPassword: { enabled: true },
-  plugins: [jwt(process.env.SIGNER === "HS256" ? HS256 : {})],
-});
+const inMemory = () =>
+  betterAuth({
+    database: memoryAdapter(tables),
+    emailAndPassword: { enabled: true },
+    plugins: [jwt(process.env.SIGNER === "HS256" ? HS256 : {})],
+  });
+async function fromFile(file) {
+  const { auth } = await import(file);
+  await (await getMigrations(auth.options)).runMigrations();
+  return auth;
+}
+const auth = process.env.AUTH_FILE ? await fromFile(process.env.AUTH_FILE) : inMemory();
 
 // What time does to keys: they expire, so that the next token gets a new one, and in the end are listed no more.
 const test = {
