@@ -31,8 +31,8 @@ def create_env_file(file: Path, secret: str) -> None:
         try:
             folder.mkdir(0o700)
         except FileExistsError:
-            if time.monotonic() > deadline:  # a start that was killed has left the folder behind
-                raise
+            if time.monotonic() > deadline:
+                raise FileExistsError(f"a start that was killed has left {folder}: delete it") from None
             time.sleep(0.05)
             continue
         try:
