@@ -19,7 +19,10 @@ from hardening.parsing import limiter, parse_auth_server, parse_database, parse_
 
 
 class Settings(BaseModel, alias_generator=str.upper, arbitrary_types_allowed=True):
-    """The variable of each field has its name in capitals. .env.example describes them."""
+    """Each field is set by the variable with its name in capitals, see .env.example.
+
+    The default of better_auth_secret is a random one, which first_start.py keeps for later starts.
+    """
 
     environment: Literal["development", "staging", "production"] = "development"
     database_url: Annotated[URL, BeforeValidator(parse_database)] = parse_database("sqlite:///todo.db")
@@ -41,7 +44,8 @@ class Settings(BaseModel, alias_generator=str.upper, arbitrary_types_allowed=Tru
 
     @model_validator(mode="after")
     def check_and_complete(self) -> Self:
-        given, strict = self.model_fields_set, self.environment != "development"
+        given = self.model_fields_set
+        strict = self.environment != "development"
         if strict and "database_url" not in given:
             raise ValueError(f"DATABASE_URL: not set, and ENVIRONMENT is {self.environment}")
         if strict and not self.better_auth_url:  # with that URL, nobody uses the secret
