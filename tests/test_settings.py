@@ -151,8 +151,13 @@ def test_env_file_is_read_and_the_environment_wins(env: Path, monkeypatch: pytes
     assert settings.database_url.database == "of_the_environment.db"
 
 
-def test_better_auth_needs_no_env_file(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BETTER_AUTH_URL", "https://app.example.com")
+@pytest.mark.parametrize(
+    ("variable", "value"), [("BETTER_AUTH_URL", "https://app.example.com"), ("BETTER_AUTH_SECRET", SECRET)]
+)
+def test_env_file_is_not_needed_with_a_secret_or_better_auth(
+    env: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
     start(env)
     assert not env.exists()
 
