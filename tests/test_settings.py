@@ -37,6 +37,13 @@ def refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal, tmp_path: Path) -
     return start
 
 
+def test_settings_show_no_secrets() -> None:
+    shown = repr(read(DATABASE_URL="postgresql://u:pa55@h/d"))
+    assert "u:***@/d" in shown
+    assert "pa55" not in shown
+    assert SECRET not in shown
+
+
 # .env, and the first start
 
 
