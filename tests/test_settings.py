@@ -344,8 +344,10 @@ def test_pasted_sqlite_urls_work(pasted: str, file: str) -> None:
 
 def connect_arguments(url: str) -> dict[str, Any]:
     """What libpq would be asked to connect with."""
+    used = read(DATABASE_URL=url).database_url
+    assert used.drivername == "postgresql+psycopg2"
     dialect: Any = PGDialect_psycopg2
-    positional, named = dialect().create_connect_args(read(DATABASE_URL=url).database_url)
+    positional, named = dialect().create_connect_args(used)
     assert not positional
     return dict(named)
 
