@@ -9,6 +9,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 
 from db import engine
 from hardening.database import migrate, watchdog
+from hardening.first_start import ensure_secret
 from hardening.middleware import CORS, BodyLimit, SecurityHeaders, TrailingSlash
 from hardening.settings import logger, settings
 from hardening.telemetry import TELEMETRY, RedactedQuery
@@ -24,6 +25,7 @@ DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First
 # Before the yield: at the start. After it: at the end.
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    ensure_secret(settings)  # the first start creates .env
     migrate(engine)
     issuer = settings.better_auth_origin
     logger.info("Tokens: %s", f"of {issuer}" if issuer else "signed with BETTER_AUTH_SECRET. Try it: /demo")

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -141,13 +142,11 @@ def another_app() -> FastAPI:
 
 
 @contextmanager
-def app_with(**changes: str) -> Iterator[TestClient]:
-    """The whole app with other settings, as in a .env. Until it ends, they hold for the shared app too."""
-    given = {name.lower(): text for name, text in SETTINGS.items()} | changes
-    other = Settings.model_validate({name: text for name, text in given.items() if text})
+def app_with(**variables: str) -> Iterator[TestClient]:
+    """The whole app with other settings, as in a .env. Until it ends, the shared app has them too."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in Settings.model_fields:
-            patch.setattr(settings, name, getattr(other, name))
+        for name, value in Settings.model_validate(SETTINGS | variables):
+            patch.setattr(settings, name, value)
         patch.setattr(auth, "key_ring", KeyRing(settings.better_auth_url))
         patch.setattr(turns, "everybody", asyncio.Semaphore(10))  # one belongs to one event loop
         with TestClient(another_app()) as client:
@@ -194,6 +193,7 @@ def refusal(caplog: pytest.LogCaptureFixture) -> Iterator[Refusal]:
         with pytest.raises(SystemExit) as end:
             start(*arguments)
         assert end.value.code == 3
+        assert "Traceback" not in "".join(traceback.format_exception(end.value))
         (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
         assert line.startswith("Not started: ")
         assert "\n" not in line

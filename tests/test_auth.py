@@ -91,7 +91,7 @@ AUDIENCES: dict[str, tuple[object, bool]] = {
 
 @pytest.fixture
 def client_of_two_frontends(client: TestClient) -> Any:
-    with app_with(cors_origins=f"{ORIGIN}, https://app.example.com") as other:
+    with app_with(CORS_ORIGINS=f"{ORIGIN}, https://app.example.com") as other:
         yield other
 
 

@@ -127,7 +127,7 @@ def server() -> Iterator[BetterAuth]:
 
 @pytest.fixture(scope="module")
 def app(server: BetterAuth, client: TestClient) -> Iterator[TestClient]:  # client has made the tables
-    with app_with(better_auth_url=server.origin, cors_origins="") as app:
+    with app_with(BETTER_AUTH_URL=server.origin, CORS_ORIGINS="") as app:
         yield app
 
 
@@ -202,7 +202,7 @@ def test_browsers_may_call_from_the_origin_of_better_auth(better_auth: BetterAut
 
 def test_base_path_is_where_the_keys_are(better_auth: BetterAuth) -> None:
     better_auth.path = "/sign-in/jwks"
-    with app_with(better_auth_url=f"{better_auth.origin}/sign-in/", cors_origins="") as client:
+    with app_with(BETTER_AUTH_URL=f"{better_auth.origin}/sign-in/", CORS_ORIGINS="") as client:
         better_auth.client = client
         assert better_auth.get(better_auth.token()).status_code == 200
         elsewhere = f"{better_auth.origin}/sign-in"

@@ -34,7 +34,7 @@ def test_browsers_may_call_from_a_listed_origin(client: TestClient, user: Caller
 @pytest.mark.usefixtures("client")
 def test_there_may_be_several_origins() -> None:
     origins = ["https://app.example.com", "http://localhost:5173"]
-    with app_with(cors_origins=",".join(origins)) as client:
+    with app_with(CORS_ORIGINS=",".join(origins)) as client:
         for origin in origins:
             for response in (preflight(client, origin), client.get("/", headers={"Origin": origin})):
                 assert response.headers["access-control-allow-origin"] == origin

@@ -17,7 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 import main
 from hardening import turns
-from hardening.settings import counters, settings
+from hardening.parsing import limiter
+from hardening.settings import settings
 from routes import accounts
 from tests.conftest import Clock, check_error, check_unavailable, until, watched_client
 from tests.support.accounts import PASSWORD, Account, new_email, post
@@ -231,7 +232,7 @@ def test_storage_that_dies_is_a_503(client: TestClient, monkeypatch: pytest.Monk
             return ConnectionError
 
     monkeypatch.setattr("limits.storage.storage_from_string", lambda _uri, **options: Dying(**options))
-    monkeypatch.setattr(settings, "rate_limit_storage", counters("memory://"))
+    monkeypatch.setattr(settings, "rate_limit_storage", limiter("memory://"))
     response = post(client, "login", new_email())
     check_unavailable(response)
     assert "storage" not in response.text

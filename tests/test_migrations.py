@@ -20,7 +20,8 @@ from sqlmodel import Session
 
 import db
 import main
-from hardening.settings import ROOT, settings, url_of_database
+from hardening.parsing import parse_database
+from hardening.settings import ROOT, settings
 from models import User, now
 from tests.conftest import Caller, Refusal
 from tests.support.environment import on_postgres, on_sqlite
@@ -99,7 +100,7 @@ def test_write_ahead_logging_is_switched_on_though_another_process_migrates(
 ) -> None:
     """SQLite says "database is locked" at once, however long it may wait."""
     file = tmp_path / "new.db"
-    monkeypatch.setattr(settings, "database_url", url_of_database(f"sqlite:///{file}"))
+    monkeypatch.setattr(settings, "database_url", parse_database(f"sqlite:///{file}"))
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         monkeypatch.setattr(time, "sleep", lambda _seconds: other.execute("COMMIT"))

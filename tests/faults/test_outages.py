@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import create_engine, exc
 
-from hardening.settings import url_of_database
+from hardening.parsing import parse_database
 from tests.conftest import check_unavailable, until
 from tests.faults.conftest import MOST_SECONDS, Cluster, Load, Service, load, service, timed
 from tests.support.wire import Wire
@@ -123,7 +123,7 @@ def test_database_outage(
 
 
 def test_connecting_to_a_frozen_server_is_given_up_after_five_seconds(cluster: Cluster) -> None:
-    engine = create_engine(url_of_database(cluster.database()))
+    engine = create_engine(parse_database(cluster.database()))
     with contextmanager(frozen)(cluster, None):
         began = time.monotonic()
         with pytest.raises(exc.OperationalError, match="timeout expired"):

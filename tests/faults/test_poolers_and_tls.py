@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hardening.settings import ROOT, settings, url_of_database
+from hardening.parsing import parse_database
+from hardening.settings import ROOT, settings
 from tests.conftest import until
 from tests.faults.conftest import UNPRIVILEGED, Cluster, Service, binary, folder_of_postgres, running, service
 from tests.support.server import free_port
@@ -167,7 +168,7 @@ def test_connection_without_tls_is_warned_of(
 ) -> None:
     """In production, and beyond private networks: as if all addresses were there."""
     server = secure if mode == "require" else cluster
-    monkeypatch.setattr(settings, "database_url", url_of_database(f"{server.database()}?sslmode={mode}"))
+    monkeypatch.setattr(settings, "database_url", parse_database(f"{server.database()}?sslmode={mode}"))
     monkeypatch.setattr(settings, "environment", "production")
     monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=True))
     command.upgrade(config.Config(toml_file=ROOT / "pyproject.toml"), "head")

@@ -1,24 +1,27 @@
 """A real server, started and stopped as a user would."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support.environment import SECRET
-from tests.support.server import Server, serving
+from tests.support.server import VARIABLES, Server, serving
 
 pytestmark = pytest.mark.slow
 
 
-def test_first_start_needs_nothing_and_the_next_finds_everything(clone: Path) -> None:
+def test_first_start_needs_no_settings_and_the_next_keeps_them(clone: Path) -> None:
     with serving(clone) as server:
         assert "Todo API is running" in server.get("/")
         code, output = server.end()
     assert "Application shutdown complete" in output
     assert code in (0, -15)  # systemd and container runtimes count both as clean
-    assert sum("Made .env" in line for line in output.splitlines()) == 1
+    assert sum("Created .env" in line for line in output.splitlines()) == 1
     assert sum("Tokens: signed with BETTER_AUTH_SECRET" in line for line in output.splitlines()) == 1
     files = [clone / ".env", clone / "todo.db"]
     assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
@@ -30,10 +33,10 @@ def test_first_start_needs_nothing_and_the_next_finds_everything(clone: Path) ->
     with serving(clone) as server:
         code, output = server.end()
     assert files[0].read_text(encoding="utf-8") == before
-    assert "Made .env" not in output
+    assert "Created .env" not in output
 
 
-def test_workers_that_start_together_agree_on_a_secret(clone: Path) -> None:
+def test_workers_that_start_together_use_one_secret(clone: Path) -> None:
     def read_until_all_have_started(server: Server) -> list[str]:
         lines = iter(server.process.stdout or [])
         seen: list[str] = []
@@ -44,8 +47,15 @@ def test_workers_that_start_together_agree_on_a_secret(clone: Path) -> None:
     with ThreadPoolExecutor(1) as pool, serving(clone, "--workers", "4") as server:
         seen = pool.submit(read_until_all_have_started, server).result(timeout=60)
         server.end()
-    assert sum("Made .env" in line for line in seen) == 1
+    assert sum("Created .env" in line for line in seen) == 1
     assert not [line for line in seen if "ERROR" in line]
+
+
+def test_importing_the_app_creates_no_files(clone: Path) -> None:
+    before = set(clone.iterdir())
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    subprocess.run([sys.executable, "-B", "-c", "import main"], cwd=clone, env=environment, check=True)
+    assert set(clone.iterdir()) == before
 
 
 def test_root_path_of_a_proxy_is_part_of_every_link(clone: Path) -> None:

@@ -77,7 +77,7 @@ class Server:
         pytest.fail(f"the server ended: {self.process.stdout and self.process.stdout.read()}")
 
     def end(self) -> tuple[int, str]:
-        """Ask it to stop; returns its exit code and all it said."""
+        """Ask it to stop; returns its exit code and its output."""
         self.process.send_signal(signal.SIGTERM)
         output, _ = self.process.communicate(timeout=30)
         return self.process.returncode, output
