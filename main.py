@@ -73,7 +73,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 # What /docs shows at the top.
 def describe() -> str:
-    first_step = "*Make an account* or *Log in*: the response has an access_token."
+    first_step = "*Create an account* or *Log in*: the response has an access_token."
     if url := settings.better_auth_url:
         first_step = f"Sign in at <{settings.better_auth_origin}>; then <{url}/token> shows your token."
     return f"""A todo API: users see only their own tasks. First steps, on this page:

@@ -1,5 +1,6 @@
 """The error format: how an error looks, how it is documented, and what happens to each exception."""
 
+import errno
 import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -92,6 +93,12 @@ async def database_error(request: Request, error: exc.DBAPIError) -> JSONRespons
     raise StatementRefusedError(describe(error)).with_traceback(error.__traceback__) from None
 
 
+async def os_error(request: Request, error: OSError) -> JSONResponse:
+    if error.errno not in (errno.EMFILE, errno.ENFILE):  # too many open files, which connections are, too
+        raise error
+    return await unavailable(request, error)
+
+
 class StatementRefusedError(Exception):
     pass
 
@@ -126,4 +133,5 @@ HANDLERS: dict[Any, Any] = {
     exc.DBAPIError: database_error,
     exc.TimeoutError: unavailable,
     StorageError: unavailable,
+    OSError: os_error,
 }

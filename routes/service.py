@@ -29,7 +29,7 @@ def check_database() -> int:
     try:
         with Session(engine, info={"owner": None}) as session:  # guarded, like the sessions of requests
             session.exec(select(Task).limit(1), execution_options={"all_users": True}).first()
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, OSError) as error:
         logger.error("/health: %s", describe(error))
         return 500 if is_bug(error) else 503
     return 200

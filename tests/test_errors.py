@@ -1,6 +1,7 @@
 """The error format, and what happens to exceptions that no endpoint handles."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -62,6 +63,8 @@ OUTAGES = {
     "another of the driver": exc.DatabaseError(*original()),
     "no connection": exc.TimeoutError(SECRET_WORDS),
     "limits": StorageError(Exception(SECRET_WORDS)),
+    "files of this process": OSError(errno.EMFILE, SECRET_WORDS),
+    "files of this machine": OSError(errno.ENFILE, SECRET_WORDS),
 }
 
 
@@ -82,6 +85,7 @@ BUGS = {
     "value": exc.DataError(*original()),
     "constraint": exc.IntegrityError(*original()),
     "not supported": exc.NotSupportedError(*original()),
+    "file": OSError(errno.ENOENT, SECRET_WORDS),
     "anything": RuntimeError(SECRET_WORDS),
 }
 
