@@ -2,27 +2,69 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
-from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 from db import engine
 from hardening.database import migrate, watchdog
 from hardening.first_start import ensure_secret
-from hardening.middleware import CORS, BodyLimit, SecurityHeaders, TrailingSlash
+from hardening.ignored import LogIgnored
+from hardening.middleware import BodyLimit, LogRefusedOrigins, OtherSlash, SecurityHeaders
 from hardening.settings import logger, settings
 from hardening.telemetry import TELEMETRY, RedactedQuery
 from routes import accounts, errors, service, tasks
 
-DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First steps, right here:
-1. {where_tokens_are}
-2. **Authorize**, on this page, takes the token.
-3. *Whose token is this?* tells your user's id. Put it into the field user_id.
-"""
+
+def create_app() -> FastAPI:
+    app = FastAPIOffline(  # FastAPI, whose /docs need no other server
+        title="Todo API",
+        version="1.0.0",
+        description=describe(),
+        lifespan=lifespan,
+        dependencies=[Depends(LogIgnored())] if settings.environment == "development" else [],
+        exception_handlers=errors.HANDLERS,
+        telemetry=TELEMETRY,
+        redirect_slashes=False,
+        swagger_ui_parameters={"persistAuthorization": True},  # the token survives a reload
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call the endpoint
+    )
+    app.include_router(tasks.router)
+    app.include_router(accounts.router)
+    app.include_router(service.router)
+    if not settings.better_auth_url:  # without Better Auth, accounts of our own
+        app.include_router(accounts.built_in)
+        app.include_router(service.demo)
+    app.router.default = OtherSlash(app.router)
+
+    cors = partial(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_credentials=True,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["Link", "Location", "Retry-After"],
+    )
+    # Requests pass the last one first. Responses go the other way.
+    app.add_middleware(BodyLimit, max_bytes=64 * 1024)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(cors)
+    app.add_middleware(LogRefusedOrigins)
+    app.add_middleware(RedactedQuery)
+
+    # FastAPI sends this response outside of the middlewares, and then raises the exception again: so that the
+    # server logs it and error trackers see it. Without the headers, browsers would report a CORS error.
+    async def unexpected(_request: Request, _error: Exception) -> ASGIApp:
+        return cors(SecurityHeaders(errors.error_response(500)))
+
+    app.add_exception_handler(Exception, unexpected)  # type: ignore[arg-type]  # it is called like a response
+    return app
 
 
-# Before the yield: at the start. After it: at the end.
+# Up to the yield: startup. After it: shutdown.
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     ensure_secret(settings)  # the first start creates .env
@@ -34,44 +76,16 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     engine.dispose()
 
 
-def create_app() -> FastAPI:
-    where_tokens_are = "*Make an account* or *Log in*: the response has an access_token."
+# What /docs shows at the top.
+def describe() -> str:
+    first_step = "*Create an account* or *Log in*: the response has an access_token."
     if url := settings.better_auth_url:
-        where_tokens_are = f"Sign in at <{settings.better_auth_origin}>; then <{url}/token> shows your token."
-    app = FastAPIOffline(  # FastAPI, whose /docs need no other server
-        title="Todo API",
-        version="1.0.0",
-        description=DESCRIPTION.format(where_tokens_are=where_tokens_are),
-        swagger_ui_parameters={"persistAuthorization": True},  # the token survives a reload
-        lifespan=lifespan,
-        exception_handlers=errors.HANDLERS,
-        telemetry=TELEMETRY,
-        generate_unique_id_function=lambda route: route.name,  # what generated clients call the endpoint
-    )
-    app.include_router(tasks.router)
-    app.include_router(accounts.router)
-    app.include_router(service.router)
-    if not settings.better_auth_url:  # without Better Auth, accounts of our own
-        app.include_router(accounts.built_in)
-        app.include_router(service.demo)
-
-    # A request passes the last one first: query, CORS, headers, slash, body limit, then an endpoint. Its
-    # response goes the other way. Exception is handled inside of CORS: else a browser would report an error
-    # of CORS.
-    app.add_middleware(ExceptionMiddleware, handlers={Exception: errors.failure})
-    app.add_middleware(BodyLimit)
-    app.add_middleware(TrailingSlash)
-    app.add_middleware(SecurityHeaders)
-    app.add_middleware(
-        CORS,
-        allow_origins=settings.cors_origins,
-        allow_credentials=True,
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=["Link", "Location", "Retry-After"],
-    )
-    app.add_middleware(RedactedQuery)
-    return app
+        first_step = f"Sign in at <{settings.better_auth_origin}>; then <{url}/token> shows your token."
+    return f"""A todo API: users see only their own tasks. First steps, on this page:
+1. {first_step}
+2. Click **Authorize** and paste the token.
+3. *Who am I?* shows your user id: use it as user_id.
+"""
 
 
 app = create_app()

@@ -1,5 +1,6 @@
-"""The one shape of every error: how it looks, how it is documented, and what becomes of each exception."""
+"""The error format: how an error looks, how it is documented, and what happens to each exception."""
 
+import errno
 import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -17,7 +18,7 @@ from hardening.database import one_line
 from hardening.isolation import OwnerMissingError
 from hardening.settings import logger, warn_once
 
-# The stable words for programs, where they are not HTTP's own.
+# The stable codes for programs, where they are not HTTP's own words.
 CODES = {413: "body_too_large", 422: "validation_error", 500: "internal_error"}
 
 
@@ -54,7 +55,7 @@ def error_response(
 
 
 async def http_error(_request: Request, error: HTTPException) -> JSONResponse:
-    if error.status_code == 401:  # many frontends leave the page before anybody reads our message
+    if error.status_code == 401:  # many frontends go to their login page and do not show the message
         warn_once("A request was refused with 401: %s", error.detail)
     return error_response(error.status_code, error.detail, error.headers)
 
@@ -63,7 +64,7 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
     # Without the input itself: it may be secret, huge or no JSON at all.
     detail = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
     first = error.errors()[0]
-    # ("body", "title") or ("query", "completed", "bool"), but ("body", 17) where JSON breaks off
+    # ("body", "title") or ("query", "completed", "bool"), but ("body", 17) for invalid JSON
     where = first["loc"]
     field = where[1] if len(where) > 1 and isinstance(where[1], str) else where[0]
     message = first["msg"]
@@ -74,24 +75,63 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
     return error_response(422, f"{field}: {message}", detail=detail)
 
 
-# 503: the database is away, overloaded, read-only or the like, but not for ever. 500: the mistake is ours.
-def status_of(error: Exception) -> int:
-    known = isinstance(error, exc.DBAPIError | exc.TimeoutError | StorageError | OwnerMissingError)
-    logger.error("%s: %s", type(error).__name__, one_line(error), exc_info=None if known else error)
-    # SQLITE_ERROR is SQLite's word for a wrong statement, such as one that names a missing table.
-    wrong_on_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
-    if wrong_on_sqlite or isinstance(error, exc.ProgrammingError):
-        logger.error("Do the tables differ from models.py? Make a migration, or: alembic upgrade head")
-        return 500
-    ours = isinstance(error, exc.DataError | exc.IntegrityError | exc.NotSupportedError | OwnerMissingError)
-    return 503 if known and not ours else 500
+# For what FastAPI cannot check: two values that contradict each other.
+def invalid(place: str, field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": (place, field), "msg": message}])
 
 
-async def failure(_request: Request, error: Exception) -> JSONResponse:
-    if status_of(error) == 500:
-        return error_response(500)
+async def unavailable(_request: Request, error: Exception) -> JSONResponse:
+    logger.error(describe(error))
     message = "The service is not available at the moment, try again soon"
     return error_response(503, message, {"Retry-After": "5"})
 
 
-HANDLERS: dict[Any, Any] = {HTTPException: http_error, RequestValidationError: invalid_request}
+async def database_error(request: Request, error: exc.DBAPIError) -> JSONResponse:
+    if not is_bug(error):
+        return await unavailable(request, error)
+    # The original may quote a user's data, so this one goes to the log, with the same traceback.
+    raise StatementRefusedError(describe(error)).with_traceback(error.__traceback__) from None
+
+
+async def os_error(request: Request, error: OSError) -> JSONResponse:
+    if error.errno not in (errno.EMFILE, errno.ENFILE):  # too many open files, which connections are, too
+        raise error
+    return await unavailable(request, error)
+
+
+class StatementRefusedError(Exception):
+    pass
+
+
+async def owner_missing(_request: Request, error: OwnerMissingError) -> JSONResponse:
+    logger.error(describe(error))  # which says all that one needs to find the statement
+    return error_response(500)
+
+
+# Otherwise the database is down, overloaded or read-only for now.
+def is_bug(error: Exception) -> bool:
+    ours = exc.DataError | exc.IntegrityError | exc.NotSupportedError
+    return isinstance(error, ours) or is_wrong_statement(error)
+
+
+def is_wrong_statement(error: Exception) -> bool:
+    # SQLITE_ERROR is SQLite's code for a wrong statement, such as one that names a missing table.
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return isinstance(error, exc.ProgrammingError) or code == sqlite3.SQLITE_ERROR
+
+
+def describe(error: Exception) -> str:
+    hint = ". Do the tables differ from models.py? Make a migration, or: alembic upgrade head"
+    return f"{type(error).__name__}: {one_line(error)}{hint if is_wrong_statement(error) else ''}"
+
+
+# Any other exception is a bug, see main.py.
+HANDLERS: dict[Any, Any] = {
+    HTTPException: http_error,
+    RequestValidationError: invalid_request,
+    OwnerMissingError: owner_missing,
+    exc.DBAPIError: database_error,
+    exc.TimeoutError: unavailable,
+    StorageError: unavailable,
+    OSError: os_error,
+}

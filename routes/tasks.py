@@ -12,7 +12,7 @@ from sqlmodel import Session, col, delete, func, not_, or_, select, update
 from auth import CurrentOwner
 from db import SessionDep
 from models import NO_NUL, Task, TaskCreate, TaskPublic, TaskUpdate, now
-from routes.errors import can_fail
+from routes.errors import can_fail, invalid
 
 router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], responses=can_fail(401, 403, 422, 500, 503))
 
@@ -50,6 +50,8 @@ def list_tasks(
     if completed is not None:
         statement = statement.where(Task.completed == completed)
     if status != "all":
+        if completed is not None and completed != (status == "completed"):
+            raise invalid("query", "status", "Status contradicts completed")
         statement = statement.where(Task.completed == (status == "completed"))
     if search:
         in_title = col(Task.title).icontains(search, autoescape=True)

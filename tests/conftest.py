@@ -27,8 +27,8 @@ import db
 import main
 from hardening import turns
 from hardening.keys import KeyRing
-from hardening.settings import Settings, settings
-from routes.service import LastCheck
+from hardening.settings import Settings, logger, settings
+from routes.service import database_health
 from tests.support.accounts import Account
 from tests.support.server import copy_project
 
@@ -156,7 +156,7 @@ def app_with(**variables: str) -> Iterator[TestClient]:
 @pytest.fixture
 def fresh_health(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """What /health said a moment ago is forgotten."""
-    monkeypatch.setattr(LastCheck, "known_until", 0.0)
+    monkeypatch.setattr(database_health, "valid_until", 0.0)
 
 
 def watched_client(look: Callable[[], object]) -> TestClient:
@@ -171,6 +171,18 @@ def watched_client(look: Callable[[], object]) -> TestClient:
         await main.app(scope, receive, look_and_send)
 
     return TestClient(watched)
+
+
+def served(user: Caller) -> Caller:
+    """The same user, before a server: it logs the exceptions that reach it, as uvicorn does."""
+
+    async def server(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await main.app(scope, receive, send)
+        except Exception:  # noqa: BLE001  (any, like a server)
+            logger.exception("Exception in ASGI application")
+
+    return Caller(TestClient(server), user.user_id)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from hardening.settings import warn_once
 from tests.conftest import Caller, app_with
 from tests.support.environment import ORIGIN
 
@@ -51,13 +52,13 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("origin", STRANGE.values(), ids=STRANGE)
-def test_browsers_may_not_call_from_elsewhere(client: TestClient, user: Caller, origin: str) -> None:
+def test_browsers_may_not_call_from_other_origins(client: TestClient, user: Caller, origin: str) -> None:
     for response in (preflight(client, origin), user("GET", headers={"Origin": origin})):
         assert "access-control-allow-origin" not in response.headers
 
 
 def test_refused_origin_is_logged_once(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    """So that whoever runs the API sees why the frontend does not work, and nobody can fill the log."""
+    """So the operator sees why the frontend does not work, and nobody can fill the log."""
     first, second = (f"https://{uuid.uuid4().hex}.example" for _ in range(2))
     with caplog.at_level(logging.WARNING):
         for origin in (first, second, first, first):
@@ -68,7 +69,16 @@ def test_refused_origin_is_logged_once(client: TestClient, caplog: pytest.LogCap
         assert "CORS_ORIGINS" in line
 
 
-def test_refused_origin_fills_no_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_refused_origin_is_logged(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert preflight(client, ORIGIN).status_code == 200
+        assert client.options("/health").status_code == 405
+        assert client.options("/health", headers={"Origin": "https://elsewhere.example"}).status_code == 405
+    assert caplog.messages == []
+
+
+def test_long_origin_is_cut_in_the_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         preflight(client, f"https://{uuid.uuid4().hex}.example/" + "x" * 10_000)
     assert max(map(len, caplog.messages)) < 300

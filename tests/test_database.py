@@ -17,7 +17,7 @@ from sqlmodel import Session
 
 import db
 from hardening import database
-from tests.conftest import Caller, Clock, check_error, check_unavailable, until
+from tests.conftest import Caller, Clock, check_error, check_unavailable, served, until
 from tests.support.counting import counted, sent_statements
 from tests.support.environment import NAME, administer, on_postgres, on_sqlite, url, wire
 from tests.support.wire import Wire
@@ -43,7 +43,7 @@ def test_errors_of_the_database_do_not_tell_the_data(
     with db.engine.connect() as connection:
         connection.execute(text(f"ALTER TABLE tasks RENAME COLUMN {column} TO elsewhere"))
         try:
-            response = user("PUT", f"/{task['id']}", json={"title": "s3cret"})
+            response = served(user)("PUT", f"/{task['id']}", json={"title": "s3cret"})
         finally:
             connection.execute(text(f"ALTER TABLE tasks RENAME COLUMN elsewhere TO {column}"))
     check_error(response, 500, "internal_error")

@@ -110,7 +110,7 @@ def test_fields_that_may_be_left_out_have_no_default(client: TestClient, model: 
 
 def test_description_says_where_tokens_are(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    assert "*Make an account* or *Log in*" in document["info"]["description"]
+    assert "*Create an account* or *Log in*" in document["info"]["description"]
     (scheme,) = document["components"]["securitySchemes"].values()
     assert (scheme["type"], scheme["scheme"], scheme["bearerFormat"]) == ("http", "bearer", "JWT")
 

@@ -1,26 +1,30 @@
-"""The one shape of every error, and what becomes of failures that no endpoint foresees."""
+"""The error format, and what happens to exceptions that no endpoint handles."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from fastapi.testclient import TestClient
 from limits.errors import StorageError
 from sqlalchemy import exc
+from sqlmodel import select
 from starlette.types import Message
 
 import main
-from db import get_session
-from tests.conftest import Caller, check_error, check_unavailable
+from db import SessionDep, get_session
+from models import Task
+from tests.conftest import Caller, another_app, check_error, check_unavailable, served
 from tests.support.environment import ORIGIN
 
 SECRET_WORDS = "the client must not see this"
 
 
-def test_unknown_paths_and_methods_have_the_one_shape(client: TestClient) -> None:
+def test_unknown_paths_and_methods_have_the_error_format(client: TestClient) -> None:
     check_error(client.get("/nowhere"), 404, "not_found")
     check_error(client.get("/api/x/tasks/1/2/3"), 404, "not_found")
     response = client.delete("/health")
@@ -33,7 +37,7 @@ Fail = Callable[[Exception], None]
 
 @pytest.fixture
 def fail() -> Iterator[Fail]:
-    """Lets every use of the database raise this."""
+    """Every use of the database raises this."""
 
     def fail(error: Exception) -> None:
         class Session:
@@ -52,17 +56,19 @@ def original() -> Any:
     return "SELECT", {}, Exception(SECRET_WORDS)
 
 
-NOT_FOR_EVER = {
+OUTAGES = {
     "operational": exc.OperationalError(*original()),
     "interface": exc.InterfaceError(*original()),
     "internal": exc.InternalError(*original()),
     "another of the driver": exc.DatabaseError(*original()),
     "no connection": exc.TimeoutError(SECRET_WORDS),
     "limits": StorageError(Exception(SECRET_WORDS)),
+    "files of this process": OSError(errno.EMFILE, SECRET_WORDS),
+    "files of this machine": OSError(errno.ENFILE, SECRET_WORDS),
 }
 
 
-@pytest.mark.parametrize("error", NOT_FOR_EVER.values(), ids=NOT_FOR_EVER)
+@pytest.mark.parametrize("error", OUTAGES.values(), ids=OUTAGES)
 def test_outages_are_a_503(
     user: Caller, fail: Fail, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
@@ -74,35 +80,86 @@ def test_outages_are_a_503(
     assert response.headers["access-control-allow-origin"] == ORIGIN
 
 
-OURS = {
+BUGS = {
     "statement": exc.ProgrammingError(*original()),
     "value": exc.DataError(*original()),
     "constraint": exc.IntegrityError(*original()),
     "not supported": exc.NotSupportedError(*original()),
+    "file": OSError(errno.ENOENT, SECRET_WORDS),
     "anything": RuntimeError(SECRET_WORDS),
 }
 
 
-@pytest.mark.parametrize("error", OURS.values(), ids=OURS)
-def test_mistakes_of_ours_are_a_500(
+@pytest.mark.parametrize("error", BUGS.values(), ids=BUGS)
+def test_our_bugs_are_a_500_and_one_traceback(
     user: Caller, fail: Fail, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     fail(error)
-    with caplog.at_level(logging.ERROR):
-        response = user("GET", headers={"Origin": ORIGIN})
+    response = served(user)("GET", headers={"Origin": ORIGIN})
     check_error(response, 500, "internal_error")
     assert "retry-after" not in response.headers
     assert SECRET_WORDS not in response.text
-    assert SECRET_WORDS in caplog.text
     assert response.headers["access-control-allow-origin"] == ORIGIN
     assert response.headers["x-content-type-options"] == "nosniff"
+    (record,) = caplog.records
+    assert record.exc_text
+    assert record.exc_text.count("Traceback") == 1
+    assert "in list_tasks" in record.exc_text  # where it was
+    assert SECRET_WORDS in record.exc_text.splitlines()[-1]
 
 
-def test_failure_after_the_response_has_started_adds_no_second_one() -> None:
-    """The server that runs the app is told instead, and cuts the connection."""
-    app = main.create_app()
+@pytest.mark.usefixtures("client")
+def test_missing_owner_is_a_500_and_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    app = another_app()
 
-    @app.get("/half")
+    @app.get("/all")
+    def everybodys_tasks(session: SessionDep) -> None:
+        session.exec(select(Task)).all()
+
+    with TestClient(app) as client:
+        check_error(client.get("/all"), 500, "internal_error")
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.getMessage().startswith("OwnerMissingError: tasks")
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None
+
+
+def ask_for_broken(app: FastAPI) -> list[Message]:
+    """GET /broken; returns what the app sends before it raises a RuntimeError."""
+    messages: list[Message] = []
+
+    async def ask() -> None:
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/broken", "root_path": "", "headers": []}
+        await app(scope | {"query_string": b"", "asgi": {"spec_version": "2.4"}}, receive, send)
+
+    with pytest.raises(RuntimeError, match=SECRET_WORDS):
+        asyncio.run(ask())
+    return messages
+
+
+def test_unexpected_exception_is_raised_again_after_the_whole_response() -> None:
+    app = another_app()
+
+    @app.get("/broken")
+    def broken() -> None:
+        raise RuntimeError(SECRET_WORDS)
+
+    start, body = ask_for_broken(app)
+    assert start["status"] == 500
+    assert b"internal_error" in body["body"]
+    assert not body.get("more_body")
+
+
+def test_late_failure_sends_no_second_response() -> None:
+    app = another_app()
+
+    @app.get("/broken")
     def half() -> StreamingResponse:
         def pieces() -> Iterator[str]:
             yield "first"
@@ -110,19 +167,7 @@ def test_failure_after_the_response_has_started_adds_no_second_one() -> None:
 
         return StreamingResponse(pieces())
 
-    sent: list[Message] = []
-
-    async def ask() -> None:
-        async def receive() -> Message:
-            return {"type": "http.request", "body": b"", "more_body": False}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "GET", "path": "/half", "root_path": "", "headers": []}
-        await app(scope | {"query_string": b"", "asgi": {"spec_version": "2.4"}}, receive, send)
-
-    with pytest.raises(RuntimeError):
-        asyncio.run(ask())
-    assert [message["type"] for message in sent].count("http.response.start") == 1
-    assert not [message for message in sent if message.get("body") and message.get("more_body") is False]
+    start, first = ask_for_broken(app)
+    assert start["status"] == 200
+    assert first["body"] == b"first"
+    assert first["more_body"]  # so the server knows that this is not all

@@ -5,9 +5,11 @@ import hashlib
 import re
 
 import pytest
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from tests.conftest import Caller
+from tests.conftest import Caller, another_app
 
 PATHS = ["/", "/health", "/docs", "/redoc", "/demo", "/openapi.json", "/nowhere", "/api/x/tasks"]
 
@@ -31,10 +33,26 @@ def test_responses_about_accounts_are_not_stored(client: TestClient, path: str) 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
 def test_pages_talk_to_no_other_host(client: TestClient, page: str) -> None:
     policy = client.get(page).headers["content-security-policy"]
-    assert policy == "default-src 'self' 'unsafe-inline' data: blob:"
+    assert policy == "frame-ancestors 'none'; default-src 'self' 'unsafe-inline' data: blob:"
 
 
-def test_page_may_use_its_own_script_and_style_alone(client: TestClient) -> None:
+def test_own_page_may_load_what_it_likes_but_cannot_be_framed() -> None:
+    app = another_app()
+
+    @app.get("/own", response_class=HTMLResponse)
+    def own() -> str:
+        return "<script src='https://cdn.example.com/script.js'></script>"
+
+    @app.get("/stricter")
+    def stricter() -> HTMLResponse:
+        return HTMLResponse("", headers={"Content-Security-Policy": "default-src 'none'"})
+
+    with TestClient(app) as client:
+        assert client.get("/own").headers["content-security-policy"] == "frame-ancestors 'none'"
+        assert client.get("/stricter").headers["content-security-policy"] == "default-src 'none'"
+
+
+def test_demo_uses_only_its_own_script_and_style(client: TestClient) -> None:
     response = client.get("/demo")
     policy = response.headers["content-security-policy"]
     assert "unsafe" not in policy
@@ -45,3 +63,37 @@ def test_page_may_use_its_own_script_and_style_alone(client: TestClient) -> None
         (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", response.text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert directives[f"{tag}-src"] == f"'sha256-{digest}'"
+
+
+SLASHES = {
+    "/docs//": 200,
+    "/health/": 200,
+    "/api/x/tasks///": 401,
+    "//": 404,
+    "/nowhere/": 404,
+    "/nowhere": 404,
+}
+
+
+@pytest.mark.parametrize(("path", "status"), SLASHES.items())
+def test_slashes_do_not_redirect_to_the_host_that_the_client_names(
+    client: TestClient, path: str, status: int
+) -> None:
+    response = client.get(f"http://evil.example{path}", follow_redirects=False)
+    assert response.status_code == status
+    assert "location" not in response.headers
+
+
+def test_own_route_with_a_slash_at_its_end_works_without_it() -> None:
+    app = another_app()
+    router = APIRouter(prefix="/tags")
+
+    @router.get("/")
+    def tags() -> str:
+        return "all tags"
+
+    app.include_router(router)
+    with TestClient(app) as client:
+        for path in ("/tags", "/tags/"):
+            response = client.get(path, follow_redirects=False)
+            assert (response.status_code, response.text) == (200, '"all tags"')

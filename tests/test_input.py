@@ -78,6 +78,7 @@ BIG = 2**63
 URLS = ["/0", "/-1", f"/{BIG}", f"/{10**400}", "/abc", "/1.5", "/%00", "/1e3", "/0x1"]
 URLS += [f"?skip={BIG}", "?skip=-1", "?limit=0", "?limit=1001", "?limit=x", "?completed=maybe", "?completed="]
 URLS += ["?status=done", "?status=", "?status=Completed"]
+URLS += ["?completed=true&status=pending", "?completed=false&status=completed"]
 URLS += ["?sort=id", "?sort=", "?sort=title;--", "?search=%00", f"?search={'x' * 201}"]
 
 
@@ -117,6 +118,7 @@ QUERIES = {
     "?completed=maybe": "completed: Input should be a valid boolean, unable to interpret input",
     "?limit=x": "limit: Input should be a valid integer, unable to parse string as an integer",
     "?status=done": "status: Input should be 'all', 'pending' or 'completed'",
+    "?completed=true&status=pending": "status: Status contradicts completed",
     "?search=%00": "search: Text cannot contain the NUL character",
     "/x": "task_id: Input should be a valid integer, unable to parse string as an integer",
 }

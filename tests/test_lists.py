@@ -53,7 +53,6 @@ STATUSES = {
     "status=completed": ["done"],
     "status=completed&completed=true": ["done"],
     "status=all&completed=false": ["open"],
-    "status=pending&completed=true": [],  # both hold
 }
 
 

@@ -1,4 +1,4 @@
-"""The page /demo as its users see it: what it does, what it says when something fails, and for whom it is."""
+"""/demo in a real browser: what it does, what it says when something fails, and that everybody can use it."""
 
 import re
 import sqlite3
@@ -86,7 +86,7 @@ class Page:
         self.browser.click(f"#account [value={button}]")
 
     def register(self) -> str:
-        """Make an account; returns its address."""
+        """Create an account; returns its email."""
         email = f"ann{next(numbers)}@example.com"
         self.enter("register", email)
         self.sees("header span", email)
@@ -192,7 +192,7 @@ def test_two_users_keep_their_lists(browser: Browser, app: Todo, page: Page) -> 
     page.lists("Call Grandma", "Feed the cat", "Water the plants")
     browser.paste("[type=search]", "CAT")
     page.lists("Feed the cat")
-    page.add("Buy oat milk")  # does not match, but who adds a task wants to see it
+    page.add("Buy oat milk")  # it does not match, so the filter is reset
     page.lists("Buy oat milk", "Call Grandma", "Feed the cat", "Water the plants")
     page.rename("Water the plants", "Water the fern")
     page.delete("Call Grandma")
@@ -238,6 +238,22 @@ def test_long_list_is_loaded_page_by_page(browser: Browser, page: Page) -> None:
     assert page.failures() == []
 
 
+def test_more_rows_than_the_api_lists_at_once_stay(browser: Browser, app: Todo, page: Page) -> None:
+    page.register()
+    page.add("Water the plants")
+    with sqlite3.connect(app.folder / "todo.db") as connection:
+        copy = "INSERT INTO tasks (user_id, title, completed, created_at, updated_at) "
+        copy += "SELECT user_id, title, completed, created_at, updated_at FROM tasks WHERE user_id = ?"
+        connection.executemany(copy + " LIMIT 1", [(page.login()["user"]["id"],)] * 1004)
+    connection.close()
+    browser("POST", "/refresh")
+    page.sees("#count", "0 of 20 done")
+    browser.run("const click = async () => { while (!more.hidden) await loadMore() }; return click()")
+    page.sees("#count", "0 of 1005 done")
+    browser.click("li:nth-of-type(1005) [type=checkbox]")
+    page.sees("#count", "1 of 1005 done")
+
+
 HOLD_THE_FIRST_ANSWER = """
 const send = fetch
 window.fetch = async (...request) => {
@@ -269,7 +285,7 @@ def test_title_stays_text(browser: Browser, page: Page, title: str) -> None:
     assert page.failures() == []
 
 
-def test_wrong_password_and_taken_address_are_told(browser: Browser, page: Page) -> None:
+def test_login_errors_are_shown(browser: Browser, page: Page) -> None:
     email = page.register()
     page.leave()
     page.enter("login", email, "wrong horse")
@@ -283,13 +299,37 @@ def test_wrong_password_and_taken_address_are_told(browser: Browser, page: Page)
     assert page.failures() == ["401", "409", "422"]
 
 
-def test_what_was_typed_outlives_the_token(browser: Browser, page: Page) -> None:
+COUNT_REQUESTS = """
+window.requests = 0
+const send = fetch
+window.fetch = (...request) => { window.requests += 1; return send(...request) }
+"""
+
+
+def test_double_click_creates_one_account(browser: Browser, page: Page) -> None:
+    browser.run(COUNT_REQUESTS)
+    browser.paste("[name=email]", "double@example.com")
+    browser.paste("[name=password]", PASSWORD)
+    requests = browser.run(
+        "for (const _ of [1, 2]) document.querySelector('[value=register]').click(); return requests"
+    )
+    assert requests == 1
+    page.sees("#count", "Nothing here.")
+    assert not page.shows("#notice")
+    page.leave()
+    page.enter("login", "double@example.com", "wrong horse")
+    page.is_told("Wrong .+")
+    page.enter("login", "double@example.com")  # a failure ends it, too
+    page.sees("#count", "Nothing here.")
+
+
+def test_typed_text_survives_a_logout(browser: Browser, page: Page) -> None:
     email = page.register()
     page.add("Water the plants")
     browser.paste("#add input", "Feed the c")
     log_out_elsewhere(page)
     page.rename("Water the plants", "Water the fern")
-    page.is_told(r"Token was signed out\. Log in again: nothing that you typed is lost\.")
+    page.is_told(r"Token was signed out\. Log in again: your text is not lost\.")
     assert not page.shows("ul")
     assert page.value("[name=email]") == email
     browser.press(PASSWORD, ENTER)  # the focus is in the field that is empty
@@ -307,14 +347,14 @@ def test_expired_token_leads_to_the_login(browser: Browser, page: Page) -> None:
     login["access_token"] = token(login["user"]["id"], exp=1_700_000_000)
     browser.run("sessionStorage.setItem('login', JSON.stringify(arguments[0]))", login)
     browser("POST", "/refresh")
-    page.is_told(r"Token has expired\. Log in again: nothing that you typed is lost\.")
+    page.is_told(r"Token has expired\. Log in again: your text is not lost\.")
     assert page.value("[name=email]") == email
     browser.press(PASSWORD, ENTER)
     page.lists("Water the plants")
     assert page.failures() == ["401"]
 
 
-def test_what_one_user_left_undone_is_not_done_for_another(browser: Browser, page: Page) -> None:
+def test_failed_action_is_not_retried_for_another_user(browser: Browser, page: Page) -> None:
     page.register()
     log_out_elsewhere(page)
     browser.paste("#add input", "Ann's secret")
@@ -327,7 +367,7 @@ def test_what_one_user_left_undone_is_not_done_for_another(browser: Browser, pag
     assert page.failures() == ["401"]
 
 
-def test_leaving_works_without_a_token(browser: Browser, page: Page) -> None:
+def test_logout_after_token_is_revoked(browser: Browser, page: Page) -> None:
     page.register()
     page.add("Water the plants")
     log_out_elsewhere(page)
@@ -340,13 +380,13 @@ def test_leaving_works_without_a_token(browser: Browser, page: Page) -> None:
     assert page.failures() == ["401"]
 
 
-def test_too_many_attempts_are_told_when_to_come_back(browser: Browser, tmp_path: Path) -> None:
+def test_rate_limit_message_says_when_to_retry(browser: Browser, tmp_path: Path) -> None:
     with todo(tmp_path / "todo", AUTH_RATE_LIMIT="1/minute") as app:
         page = Page(browser, app.url)
         page.enter("login", "ann@example.com")
         page.is_told(r"Wrong .+")
         browser.click("#account .main")
-        page.is_told(r"Too many attempts, try again later: at \d\d?:\d\d:\d\d.*\.")
+        page.is_told(r"Too many attempts, try again later at \d\d?:\d\d:\d\d.*\.")
         assert page.value("[name=password]") == PASSWORD
         assert not page.shows("#notice button")
         assert page.failures()[-1] == "429"
@@ -359,7 +399,7 @@ def test_unavailable_database_can_be_tried_again(browser: Browser, app: Todo, pa
     other_program.execute("BEGIN IMMEDIATE")  # nobody else can write
     browser.paste("#add input", "Feed the cat")
     browser.press(ENTER)
-    page.is_told(r".+: at \d\d?:\d\d:\d\d.*\.")
+    page.is_told(r".+ at \d\d?:\d\d:\d\d.*\.")
     assert page.value("#add input") == "Feed the cat"
     page.lists("Water the plants")
     other_program.close()
@@ -485,11 +525,11 @@ def test_keyboard_is_enough(browser: Browser, page: Page) -> None:
     def has_focus(name: str) -> None:
         browser.until(lambda: browser.run(FOCUSED) == name)
 
-    has_focus("E-mail")
+    has_focus("Email")
     browser.press("keyboard@example.com", TAB, PASSWORD, TAB)
     has_focus("Log in")
     browser.press(TAB)
-    has_focus("Make an account")
+    has_focus("Create an account")
     browser.press(ENTER)
     has_focus("New task")
     browser.press("Water the plants", ENTER)
@@ -521,7 +561,7 @@ def test_keyboard_is_enough(browser: Browser, page: Page) -> None:
     browser.press(SHIFT_TAB, SHIFT_TAB, SHIFT_TAB)
     has_focus("Log out")
     browser.press(ENTER)
-    has_focus("E-mail")
+    has_focus("Email")
     assert page.failures() == []
 
 
@@ -558,7 +598,7 @@ def device(browser: Browser, width: int, scheme: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 320])
-def test_everybody_can_use_it(browser: Browser, page: Page, axe: str, width: int, scheme: str) -> None:
+def test_accessibility(browser: Browser, page: Page, axe: str, width: int, scheme: str) -> None:
     def check() -> None:
         result = browser.run(f"{axe}; return axe.run()")
         problems = [(item["id"], [node["html"] for node in item["nodes"]]) for item in result["violations"]]
@@ -593,15 +633,22 @@ inner = app
 
 
 async def app(scope, receive, send):
-    await inner(scope | {"root_path": "/todo"}, receive, send)
+    if scope["type"] == "http":
+        {}
+    await inner(scope, receive, send)
 """
+PROXIES = {
+    "with --root-path": 'scope["root_path"] = "/todo"',
+    "that removes its path": 'scope["path"] = scope["path"].removeprefix("/todo")',
+}
 
 
-def test_page_works_under_the_path_of_a_proxy(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", PROXIES.values(), ids=PROXIES)
+def test_page_works_under_the_path_of_a_proxy(browser: Browser, tmp_path: Path, change: str) -> None:
     folder = tmp_path / "todo"
     folder.mkdir()
     with (copy_project(folder) / "main.py").open("a", encoding="utf-8") as main:
-        main.write(BEHIND_A_PROXY)
+        main.write(BEHIND_A_PROXY.format(change))
     browser.complaints()
     with serving(folder) as server:
         page = Page(browser, server.url, "/todo/demo/")
@@ -642,14 +689,12 @@ def test_page_runs_its_own_script_alone(browser: Browser, tmp_path: Path) -> Non
         assert page.failures() == ["an error in the page"]  # the policy refuses it, and says so
 
 
-def test_page_is_short_and_complete() -> None:
+def test_page_needs_no_other_file() -> None:
     html = (ROOT / "routes" / "demo.html").read_text(encoding="utf-8")
-    assert len(html.splitlines()) <= 150
-    assert max(map(len, html.splitlines())) <= 110
     assert re.findall(r"\b(?:src|href)=\"(?!data:)[^\"]*\"", html) == ['href="docs"']
     assert not re.search(r"innerHTML|localStorage| on\w+=| style=", html)
 
 
-def test_no_page_where_the_accounts_are_elsewhere(tmp_path: Path) -> None:
+def test_no_demo_with_better_auth(tmp_path: Path) -> None:
     with todo(tmp_path / "todo", BETTER_AUTH_URL="http://localhost:3000", BETTER_AUTH_SECRET="") as app:
         assert app.server.status("/demo", {}) == 404
