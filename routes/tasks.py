@@ -11,10 +11,16 @@ from sqlmodel import Session, col, delete, func, not_, or_, select, update
 
 from auth import CurrentOwner
 from db import SessionDep
+from hardening.routes import OneThread
 from models import NO_NUL, Task, TaskCreate, TaskPublic, TaskUpdate, now
 from routes.errors import can_fail, invalid
 
-router = APIRouter(prefix="/api/{user_id}/tasks", tags=["tasks"], responses=can_fail(401, 403, 422, 500, 503))
+router = APIRouter(
+    prefix="/api/{user_id}/tasks",
+    tags=["tasks"],
+    responses=can_fail(401, 403, 422, 500, 503),
+    route_class=OneThread,
+)
 
 BIG = 2**63 - 1  # the largest integer that both databases store
 TaskId = Annotated[int, Path(ge=1, le=BIG, description="The task's `id`", examples=[1])]

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from anyio import to_thread
 
 from tests.conftest import Caller, check_error
 from tests.support.counting import counted
@@ -210,3 +211,17 @@ def test_refused_request_costs_none(user: Caller, method: str, query: str, body:
     with counted() as cost:
         assert user(method, query, json=body).status_code == status
     assert cost() == 0
+
+
+def test_a_request_needs_one_trip_to_a_thread(user: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    trips, run_sync = [], to_thread.run_sync
+
+    async def count(function: Any, *arguments: Any, **options: Any) -> Any:
+        trips.append(function)
+        return await run_sync(function, *arguments, **options)
+
+    monkeypatch.setattr(to_thread, "run_sync", count)
+    user.make()
+    assert len(trips) == 1
+    user.titles()
+    assert len(trips) == 2
