@@ -1,4 +1,4 @@
-"""What an endpoint returns is validated in the thread that it runs in: a trip to a thread costs as much as a query."""
+"""What an endpoint returns is validated in the thread where it ran: a trip to a second one costs CPU."""
 
 from collections.abc import Callable
 from functools import wraps
