@@ -63,7 +63,7 @@ def parse_postgres(text: str) -> URL:
     if re.search(r"[?&]host=.*[?&]host=", text) or has_a_port(
         given.get("host", "")
     ):  # as in SQLAlchemy's docs
-        raise ValueError("several hosts are written postgresql://user:password@a:5432,b:5432/name")
+        raise ValueError("hosts and ports are written postgresql://user:password@a:5432,b:5432/name")
     if re.search(r"[^\d,]", given.get("port", "")):
         raise ValueError("the port is not a number")
     user, password, name = (given.pop(key, None) for key in ("user", "password", "dbname"))
