@@ -8,9 +8,10 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.exceptions import ExceptionMiddleware
 
 from db import engine
-from hardening.database import migrate, watchdog
+from hardening.database import migrate
 from hardening.middleware import CORS, BodyLimit, SecurityHeaders, TrailingSlash
 from hardening.settings import logger, settings
+from hardening.watchdog import watchdog
 from routes import accounts, errors, service, tasks
 
 DESCRIPTION = """Tasks of many users, each of whom reaches only their own. First steps, right here:

@@ -13,7 +13,7 @@ from sqlalchemy import exc
 from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
-from hardening.database import one_line
+from hardening.database import summary
 from hardening.isolation import OwnerMissingError
 from hardening.settings import logger, warn_once
 
@@ -77,7 +77,7 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
 # 503: the database is away, overloaded, read-only or the like, but not for ever. 500: the mistake is ours.
 def status_of(error: Exception) -> int:
     known = isinstance(error, exc.DBAPIError | exc.TimeoutError | StorageError | OwnerMissingError)
-    logger.error("%s: %s", type(error).__name__, one_line(error), exc_info=None if known else error)
+    logger.error("%s: %s", type(error).__name__, summary(error), exc_info=None if known else error)
     # SQLITE_ERROR is SQLite's word for a wrong statement, such as one that names a missing table.
     wrong_on_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
     if wrong_on_sqlite or isinstance(error, exc.ProgrammingError):

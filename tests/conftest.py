@@ -19,7 +19,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.support.environment import SECRET, SETTINGS, end  # before the app, which reads them
+from tests.support.environment import SECRET, SETTINGS, end, wire  # before the app, which reads them
 
 import auth  # isort: skip
 import db
@@ -30,6 +30,7 @@ from hardening.settings import Settings, settings
 from routes.service import LastCheck
 from tests.support.accounts import Account
 from tests.support.server import copy_project
+from tests.support.wire import Wire
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +150,7 @@ def app_with(**changes: str) -> Iterator[TestClient]:
         for name in Settings.model_fields:
             patch.setattr(settings, name, getattr(other, name))
         patch.setattr(auth, "key_ring", KeyRing(settings.better_auth_url))
-        patch.setattr(turns, "everybody", asyncio.Semaphore(10))  # one belongs to one event loop
+        patch.setattr(turns, "all_turns", asyncio.Semaphore(10))  # one belongs to one event loop
         with TestClient(another_app()) as client:
             yield client
 
@@ -172,6 +173,13 @@ def watched_client(look: Callable[[], object]) -> TestClient:
         await main.app(scope, receive, look_and_send)
 
     return TestClient(watched)
+
+
+@pytest.fixture
+def the_wire() -> Wire:
+    """What is between the app and PostgreSQL."""
+    assert wire is not None
+    return wire
 
 
 @pytest.fixture

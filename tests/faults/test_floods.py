@@ -35,8 +35,8 @@ def flooded(cluster: Cluster, wire: Wire) -> Iterator[Service]:
 
 
 @contextmanager
-def database_away(wire: Wire, seconds: float) -> Iterator[None]:
-    """So far away that a round trip takes this long."""
+def distant_database(wire: Wire, seconds: float) -> Iterator[None]:
+    """A round trip takes this long."""
     wire.delay = seconds / 2
     try:
         yield
@@ -64,7 +64,7 @@ def test_500_clients_and_a_slow_database(flooded: Service, wire: Wire) -> None:
 
     # The probe is a process of its own: in this one, 500 threads would hold it up.
     command = [sys.executable, "-c", PROBE, f"{flooded.server.url}/health"]
-    with database_away(wire, 0.02), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as probe:
+    with distant_database(wire, 0.02), subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as probe:
         responses = at_once(500, client)
         waited, _ = probe.communicate(timeout=60)
     served = [[made.status_code, listed.status_code] == [201, 200] for made, listed in responses]
@@ -102,7 +102,7 @@ def ask_again_and_again(service: Service, clients: int, over: threading.Event) -
 
 def test_health_probe_among_300_anonymous_clients(flooded: Service, wire: Wire) -> None:
     over, waited = threading.Event(), list[float]()
-    with ThreadPoolExecutor(1) as pool, database_away(wire, 0.02):
+    with ThreadPoolExecutor(1) as pool, distant_database(wire, 0.02):
         flood = pool.submit(ask_again_and_again, flooded, 300, over)
         try:
             for _ in range(30):
@@ -115,7 +115,7 @@ def test_health_probe_among_300_anonymous_clients(flooded: Service, wire: Wire) 
     assert statistics.median(waited) < 1
 
 
-def test_log_in_flood_of_one_client(flooded: Service) -> None:
+def test_login_flood_of_one_client(flooded: Service) -> None:
     """Most are refused at once, and nobody else waits for a slot behind them."""
     other = {"email": "ann@example.com", "password": "correct horse"}
     guess = {"email": "ben@example.com", "password": "battery staple"}
@@ -152,7 +152,7 @@ def head(user: Caller, method: str, query: str, length: int = 0) -> str:
     return "\r\n".join([*lines, "", ""])
 
 
-def test_slow_clients_hold_up_nobody(flooded: Service) -> None:
+def test_slow_clients_block_nobody(flooded: Service) -> None:
     user = flooded.user()
     at_once(10, lambda _: [user.make("x" * 200, description="x" * 1000) for _ in range(50)])
     half = json.dumps({"title": "half"})[:5]
@@ -168,7 +168,7 @@ def test_slow_clients_hold_up_nobody(flooded: Service) -> None:
 
 
 @pytest.mark.parametrize("signed_with", ["x" * 64, SECRET], ids=["junk tokens", "good tokens"])
-def test_slow_senders_hold_up_nobody(flooded: Service, signed_with: str) -> None:
+def test_slow_senders_block_nobody(flooded: Service, signed_with: str) -> None:
     """Twenty, each with a token of its own: none of them has a turn while its body is on its way."""
     user = flooded.user()
     user.make()
