@@ -1,5 +1,6 @@
 """The one shape of every error: how it looks, how it is documented, and what becomes of each exception."""
 
+import errno
 import sqlite3
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -76,7 +77,9 @@ async def invalid_request(_request: Request, error: RequestValidationError) -> J
 
 # 503: the database is away, overloaded, read-only or the like, but not for ever. 500: the mistake is ours.
 def status_of(error: Exception) -> int:
-    known = isinstance(error, exc.DBAPIError | exc.TimeoutError | StorageError | OwnerMissingError)
+    no_files_left = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+    expected = exc.DBAPIError | exc.TimeoutError | StorageError | OwnerMissingError
+    known = isinstance(error, expected) or no_files_left
     logger.error("%s: %s", type(error).__name__, summary(error), exc_info=None if known else error)
     # SQLITE_ERROR is SQLite's word for a wrong statement, such as one that names a missing table.
     wrong_on_sqlite = getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

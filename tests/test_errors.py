@@ -1,6 +1,7 @@
 """The one shape of every error, and what becomes of failures that no endpoint foresees."""
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -59,6 +60,8 @@ NOT_FOR_EVER = {
     "another of the driver": exc.DatabaseError(*original()),
     "no connection": exc.TimeoutError(SECRET_WORDS),
     "limits": StorageError(Exception(SECRET_WORDS)),
+    "files of this process": OSError(errno.EMFILE, SECRET_WORDS),
+    "files of this machine": OSError(errno.ENFILE, SECRET_WORDS),
 }
 
 
@@ -79,6 +82,7 @@ OURS = {
     "value": exc.DataError(*original()),
     "constraint": exc.IntegrityError(*original()),
     "not supported": exc.NotSupportedError(*original()),
+    "file": OSError(errno.ENOENT, SECRET_WORDS),
     "anything": RuntimeError(SECRET_WORDS),
 }
 

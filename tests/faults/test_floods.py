@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import resource
 import selectors
 import socket
 import statistics
@@ -12,13 +13,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
-from tests.conftest import Caller, check_unavailable, token
+from tests.conftest import Caller, check_unavailable, token, until
 from tests.faults.conftest import Cluster, Service, at_once, service, timed
 from tests.support.environment import SECRET
 from tests.support.wire import Wire
@@ -131,6 +134,44 @@ def test_login_flood_of_one_client(flooded: Service) -> None:
     assert response.status_code == 200
     assert seconds < 5
     assert Counter(response.status_code for response, _ in flood) == {401: 10, 429: 490}
+
+
+@contextmanager
+def file_descriptors_left(service: Service, count: int) -> Iterator[None]:
+    """The server can open so many files or sockets, and no more."""
+    pid = service.server.process.pid
+    used = {int(file.name) for file in Path(f"/proc/{pid}/fd").iterdir()}
+    first_free = itertools.islice((number for number in itertools.count() if number not in used), count, None)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (next(first_free), before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("left", [0, 1], ids=["none", "one, for a connection that needs two"])
+def test_no_file_descriptors_for_connections_to_the_database(cluster: Cluster, left: int) -> None:
+    url = cluster.database()
+    with service(url) as api, ExitStack() as stack:
+        users = [api.user() for _ in range(6)]
+        for user in users:
+            limits = httpx2.Limits(keepalive_expiry=60)
+            client = httpx2.Client(base_url=api.server.url, timeout=60, limits=limits)
+            user.client = stack.enter_context(client)  # type: ignore[assignment]  # see Service.user
+            assert user.titles() == []
+        with closing(cluster.connect("app", url.rpartition("/")[2])) as other, ThreadPoolExecutor(6) as pool:
+            other.cursor().execute("BEGIN; LOCK TABLE tasks")  # so that each request needs a connection
+            with file_descriptors_left(api, left):
+                requests = [pool.submit(user, "GET") for user in users]
+                until(lambda: sum(request.done() for request in requests) == 5)
+                other.cursor().execute("ROLLBACK")
+                responses = sorted((request.result() for request in requests), key=lambda it: it.status_code)
+        assert responses[0].status_code == 200  # over the one connection that there was
+        for response in responses[1:]:
+            check_unavailable(response)
+        assert [user.titles() for user in users] == [[]] * 6
+        assert "Traceback" not in api.log.read_text(encoding="utf-8")
 
 
 def slow_client(service: Service, request: str) -> socket.socket:
