@@ -226,6 +226,7 @@ def test_login_is_one_statement(client: TestClient, ann: Account) -> None:
     assert cost() == 1
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("path", "function"), [("login", "password_matches"), ("register", "hash_password")])
 def test_three_passwords_are_hashed_at_a_time(
     client: TestClient, ann: Account, monkeypatch: pytest.MonkeyPatch, path: str, function: str

@@ -161,7 +161,7 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(client: TestClient) -> Iterator[Crowd]:
+def crowd(client: TestClient, patient: None) -> Iterator[Crowd]:
     with ThreadPoolExecutor(50) as pool:
         crowd = Crowd(client, pool)
         yield crowd
@@ -184,6 +184,7 @@ def test_flooding_user_delays_no_one_else(crowd: Crowd, stranger: Caller) -> Non
         assert not any(request.done() for request in crowd.waiting)
 
 
+@pytest.mark.usefixtures("patient")
 def test_order_of_parameters_does_not_matter(client: TestClient, user: Caller, stranger: Caller) -> None:
     """Here the session comes first; and still a user has three connections, and the token decides."""
     app = another_app()
