@@ -86,6 +86,7 @@ def test_address_is_taken_once_however_it_is_spelled(client: TestClient, ann: Ac
     assert post(client, "login", spell(ann.email)).status_code == 200
 
 
+@pytest.mark.usefixtures("patient")
 def test_simultaneous_registrations_make_one_account(client: TestClient) -> None:
     email = new_email()
     with ThreadPoolExecutor(8) as pool:
