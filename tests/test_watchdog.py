@@ -8,14 +8,17 @@ from typing import Any
 
 import psycopg2
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Result, event, exc, text
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select, update
 
 import db
+from auth import CurrentOwner
+from db import SessionDep, transaction
 from hardening import watchdog
 from models import Task
-from tests.conftest import Caller, Clock, check_unavailable, until
+from tests.conftest import Caller, Clock, another_app, check_unavailable, until
 from tests.support.environment import administer, on_postgres
 from tests.support.wire import Wire
 
@@ -110,6 +113,32 @@ def test_no_wait_for_a_frozen_server_is_endless(
         waiting = before(connection)
         frozen()
         wait(waiting)
+
+
+@pytest.mark.parametrize("at", ["BEGIN", "statement", "COMMIT", "ROLLBACK"])
+def test_transaction_on_a_frozen_server_is_a_503(
+    user: Caller, frozen: Callable[[], None], the_wire: Wire, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    app = another_app()
+
+    @app.post("/api/{user_id}/twice")
+    def twice(owner: CurrentOwner, session: SessionDep) -> None:
+        with transaction(session):
+            for step in ("BEGIN", "statement"):
+                if at == step:
+                    frozen()
+                session.exec(update(Task).where(col(Task.user_id) == owner).values(title=step))
+            frozen()
+            if at == "ROLLBACK":
+                raise HTTPException(409)
+
+    user.make("before")
+    with TestClient(app) as other, monkeypatch.context() as patch:
+        patch.setattr(watchdog, "RESPONSE_TIMEOUT", 0.1)
+        check_unavailable(other.post(f"/api/{user.user_id}/twice", headers=user.headers))
+        the_wire.flowing.set()
+    until(lambda: user("GET").status_code == 200)
+    assert user.titles() in (["before"], ["statement"])  # a COMMIT may arrive later, and nothing is half done
 
 
 # Other connections
