@@ -17,7 +17,7 @@ from db import SessionDep
 from hardening.isolation import require_owner
 from hardening.keys import ALGORITHMS, KeyRing, UnknownKeyError
 from hardening.settings import settings
-from hardening.turns import turn_of
+from hardening.turns import take_turn
 from models import User, UserPublic
 
 Claims = dict[str, Any]
@@ -104,7 +104,7 @@ BearerToken = Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
 
 async def get_current_user(token: BearerToken, session: SessionDep) -> AsyncIterator[UserPublic]:
     claims = await get_claims(token.credentials)
-    async with turn_of(claims["sub"]):  # who has many requests waits for earlier ones of their own
+    async with take_turn(claims["sub"]):  # who has many requests waits for earlier ones of their own
         with require_owner(session, claims["sub"]):
             yield await user_of(claims, session)  # the endpoint runs while this waits here
 

@@ -10,12 +10,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from db import engine
-from hardening.database import migrate, watchdog
+from hardening.database import migrate
 from hardening.first_start import ensure_secret
 from hardening.ignored import LogIgnored
 from hardening.middleware import BodyLimit, LogRefusedOrigins, OtherSlash, SecurityHeaders
 from hardening.settings import logger, settings
 from hardening.telemetry import TELEMETRY, RedactedQuery
+from hardening.watchdog import watchdog
 from routes import accounts, errors, service, tasks
 
 

@@ -1,4 +1,4 @@
-"""A user who floods the API waits alone, and everybody else's requests go on."""
+"""A user who floods the API slows down only their own requests."""
 
 import asyncio
 import time
@@ -8,19 +8,20 @@ from weakref import WeakValueDictionary
 
 from sqlalchemy import exc
 
-from hardening.database import POOL_SIZE, RESPONSE_TIMEOUT
+from hardening.database import POOL_SIZE
+from hardening.watchdog import RESPONSE_TIMEOUT
 
-# A request takes its turn before a connection: who waits here holds neither that nor a thread.
-everybody = asyncio.Semaphore(POOL_SIZE)
-# A user has a third of the turns at most. The last request of a user takes the entry with it.
+# A request waits for its turn first; meanwhile it holds no connection and no thread.
+all_turns = asyncio.Semaphore(POOL_SIZE)
+# A user has at most a third of the turns. The entry vanishes with the user's last request.
 each_user: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
 
 @asynccontextmanager
-async def turn_of(user_id: str) -> AsyncIterator[None]:
+async def take_turn(user_id: str) -> AsyncIterator[None]:
     began = time.monotonic()
     own = each_user.setdefault(user_id, asyncio.Semaphore(POOL_SIZE // 3))
-    async with own, everybody:
+    async with own, all_turns:
         if time.monotonic() > began + RESPONSE_TIMEOUT:
-            raise exc.TimeoutError("the database is too slow for all who ask")
+            raise exc.TimeoutError("waited too long for a free turn")
         yield

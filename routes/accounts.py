@@ -14,7 +14,7 @@ from auth import ISSUER, CurrentUser, unauthorized
 from db import SessionDep
 from hardening.guesses import NOBODYS_HASH, counted, hash_password, password_matches
 from hardening.settings import settings
-from hardening.turns import turn_of
+from hardening.turns import take_turn
 from models import Credentials, Login, NewAccount, Registered, User, UserPublic, now
 from routes.errors import can_fail
 
@@ -35,7 +35,7 @@ def count_login(credentials: Credentials, request: Request) -> Iterator[Credenti
 
 
 async def hashing_turn() -> AsyncIterator[None]:
-    async with turn_of("/hashing"):  # which is no user's id: all who register or log in share a few turns
+    async with take_turn("/hashing"):  # which is no user's id: all who register or log in share a few turns
         yield
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import exc
 from sqlmodel import SQLModel
 from starlette.exceptions import HTTPException
 
-from hardening.database import one_line
+from hardening.database import summary
 from hardening.isolation import OwnerMissingError
 from hardening.settings import logger, warn_once
 
@@ -122,7 +122,7 @@ def is_wrong_statement(error: Exception) -> bool:
 
 def describe(error: Exception) -> str:
     hint = ". Do the tables differ from models.py? Make a migration, or: alembic upgrade head"
-    return f"{type(error).__name__}: {one_line(error)}{hint if is_wrong_statement(error) else ''}"
+    return f"{type(error).__name__}: {summary(error)}{hint if is_wrong_statement(error) else ''}"
 
 
 # Any other exception is a bug, see main.py.

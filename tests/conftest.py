@@ -20,17 +20,18 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.support.environment import SECRET, SETTINGS, end  # before the app, which reads them
+from tests.support.environment import SECRET, SETTINGS, end, wire  # before the app, which reads them
 
 import auth  # isort: skip
 import db
 import main
-from hardening import turns
+from hardening import database, turns, watchdog
 from hardening.keys import KeyRing
 from hardening.settings import Settings, logger, settings
 from routes.service import database_health
 from tests.support.accounts import Account
 from tests.support.server import copy_project
+from tests.support.wire import Wire
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +149,7 @@ def app_with(**variables: str) -> Iterator[TestClient]:
         for name, value in Settings.model_validate(SETTINGS | variables):
             patch.setattr(settings, name, value)
         patch.setattr(auth, "key_ring", KeyRing(settings.better_auth_url))
-        patch.setattr(turns, "everybody", asyncio.Semaphore(10))  # one belongs to one event loop
+        patch.setattr(turns, "all_turns", asyncio.Semaphore(10))  # one belongs to one event loop
         with TestClient(another_app()) as client:
             yield client
 
@@ -186,6 +187,13 @@ def served(user: Caller) -> Caller:
 
 
 @pytest.fixture
+def the_wire() -> Wire:
+    """What is between the app and PostgreSQL."""
+    assert wire is not None
+    return wire
+
+
+@pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A copy of the project, for a real server."""
     return copy_project(tmp_path)
@@ -217,6 +225,20 @@ def refusal(caplog: pytest.LogCaptureFixture) -> Iterator[Refusal]:
 
 
 # Time
+
+
+@pytest.fixture
+def patient(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Many requests at once can take long on a busy machine: our own time limits must not end them."""
+    for module, name in (
+        (turns, "RESPONSE_TIMEOUT"),
+        (watchdog, "RESPONSE_TIMEOUT"),
+        (database, "STATEMENT_TIMEOUT"),
+    ):
+        monkeypatch.setattr(module, name, 60.0)
+    db.engine.dispose()  # SQLite's connections have been told the limit
+    yield
+    db.engine.dispose()
 
 
 class Clock:

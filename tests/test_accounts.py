@@ -86,6 +86,7 @@ def test_address_is_taken_once_however_it_is_spelled(client: TestClient, ann: Ac
     assert post(client, "login", spell(ann.email)).status_code == 200
 
 
+@pytest.mark.usefixtures("patient")
 def test_simultaneous_registrations_make_one_account(client: TestClient) -> None:
     email = new_email()
     with ThreadPoolExecutor(8) as pool:
@@ -226,6 +227,7 @@ def test_login_is_one_statement(client: TestClient, ann: Account) -> None:
     assert cost() == 1
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("path", "function"), [("login", "password_matches"), ("register", "hash_password")])
 def test_three_passwords_are_hashed_at_a_time(
     client: TestClient, ann: Account, monkeypatch: pytest.MonkeyPatch, path: str, function: str

@@ -18,6 +18,8 @@ import db
 from tests.conftest import Caller
 from tests.support.accounts import PASSWORD, Account, new_email
 
+pytestmark = pytest.mark.usefixtures("patient")
+
 
 def test_simultaneous_creates_lose_and_double_nothing(user: Caller) -> None:
     with ThreadPoolExecutor(20) as pool:

@@ -1,28 +1,28 @@
-"""Connections and statements: what is kept in time, and what users see when the database is away."""
+"""Connections and statements: what is limited in time, and what users see when the database is down."""
 
 import os
-import select
-import socket
+import select as system
 import sqlite3
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, event, exc, text
-from sqlmodel import Session
+from sqlalchemy import event, exc, text
+from sqlmodel import Session, col, select
 
 import db
+from db import transaction
 from hardening import database
+from models import Task
 from tests.conftest import Caller, Clock, check_error, check_unavailable, served, until
 from tests.support.counting import counted, sent_statements
-from tests.support.environment import NAME, administer, on_postgres, on_sqlite, url, wire
+from tests.support.environment import NAME, administer, on_postgres, on_sqlite, url
 from tests.support.wire import Wire
 
-# Statements that take long enough to be given up, and yet have an end, should nobody give them up.
+# Statements that take long enough to be cancelled, but would end if nobody cancelled them.
 SLOW = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) SELECT sum(i) FROM n",
     "postgresql": "SELECT pg_sleep(20)",
@@ -35,7 +35,7 @@ def run(sql: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["title", "id"])
-def test_errors_of_the_database_do_not_tell_the_data(
+def test_database_errors_do_not_leak_data(
     user: Caller, caplog: pytest.LogCaptureFixture, column: str
 ) -> None:
     """PostgreSQL adds what stands before the mistake: here the title, or the user's id."""
@@ -63,10 +63,10 @@ def test_errors_of_statements_hide_their_parameters() -> None:
 
 @pytest.mark.usefixtures("client")
 @pytest.mark.slow
-def test_slow_statement_is_given_up_by_the_database_before_we_give_up_on_that() -> None:
+def test_database_cancels_a_slow_statement_before_the_watchdog_closes_its_connection() -> None:
     """Else it might still be carried out, and for a second nobody would be served."""
-    given_up = pytest.raises(exc.OperationalError, match=r"due to statement timeout|interrupted")
-    with ThreadPoolExecutor(1) as pool, given_up:
+    cancelled = pytest.raises(exc.OperationalError, match=r"due to statement timeout|interrupted")
+    with ThreadPoolExecutor(1) as pool, cancelled:
         pool.submit(run, SLOW[db.engine.dialect.name].format(10**8)).result(timeout=60)
     run("SELECT 1")
 
@@ -85,14 +85,14 @@ def test_sqlite_writes_ahead_and_waits_four_seconds_for_a_lock() -> None:
 @on_sqlite
 @pytest.mark.skipif(os.name == "nt", reason="on Windows, a file's mode says nothing about its readers")
 @pytest.mark.usefixtures("client")
-def test_sqlite_file_can_be_read_by_its_owner_alone() -> None:
+def test_sqlite_file_can_be_read_by_its_owner_only() -> None:
     file = Path(str(url.database))
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 @on_sqlite
 @pytest.mark.usefixtures("client")
-def test_sqlite_gives_up_a_slow_statement(uptime: Clock) -> None:
+def test_sqlite_cancels_a_slow_statement(uptime: Clock) -> None:
     """SQLite asks again and again how late it is; here four seconds pass at once."""
 
     def late(*_arguments: object) -> None:
@@ -108,9 +108,7 @@ def test_sqlite_gives_up_a_slow_statement(uptime: Clock) -> None:
 
 
 @on_sqlite
-def test_sqlite_that_another_program_has_locked_is_a_503_for_writers_alone(
-    user: Caller, stranger: Caller
-) -> None:
+def test_sqlite_locked_by_another_program_is_a_503_for_writers_only(user: Caller, stranger: Caller) -> None:
     task = user.make()
     with db.engine.connect() as connection:
         # On all connections that requests will use; four seconds are too long for this test.
@@ -135,12 +133,52 @@ def impatient(_connection: object, cursor: Any, *_rest: object) -> None:
 
 
 @on_postgres
-def test_time_limit_of_a_statement_is_four_seconds_and_travels_with_it(user: Caller) -> None:
+def test_four_second_limit_is_sent_with_the_statement(user: Caller) -> None:
     with counted() as cost, sent_statements() as sent:
         user("GET")
     ((sql, _),) = sent
     assert sql.startswith("SET LOCAL statement_timeout = 4000; SELECT ")
     assert cost() == 1
+
+
+IN_PARTS: dict[str, dict[str, Any]] = {
+    "yield_per": {"yield_per": 2},
+    "stream_results": {"stream_results": True, "max_row_buffer": 2},
+}
+
+
+@pytest.mark.parametrize("options", IN_PARTS.values(), ids=IN_PARTS)
+@pytest.mark.parametrize("begin", [transaction, nullcontext], ids=["transaction", "autocommit"])
+def test_rows_can_be_read_in_parts(user: Caller, begin: Any, options: dict[str, Any]) -> None:
+    for number in range(5):
+        user.make(str(number))
+    mine = select(Task).where(Task.user_id == user.user_id).order_by(col(Task.id))
+    with Session(db.engine) as session, begin(session):
+        rows = session.exec(mine, execution_options=options)
+        assert [task.title for task in rows] == ["0", "1", "2", "3", "4"]
+
+
+@on_postgres
+def test_parts_are_fetched_one_by_one_in_a_transaction_only(client: TestClient) -> None:
+    """Elsewhere, all rows are here before the first is read."""
+    numbers = text("SELECT generate_series(1, 6)")
+    for begin, cost in ((transaction, 5), (nullcontext, 1)):
+        with Session(db.engine) as session, begin(session):
+            session.execute(text("SELECT 1"))  # BEGIN and the like are over
+            with counted() as trips:
+                rows = session.execute(numbers, execution_options={"yield_per": 2}).scalars()
+                assert [next(rows) for _ in range(5)] == [1, 2, 3, 4, 5]
+            assert trips() == cost  # the time limit, DECLARE, and three times two rows
+
+
+@on_postgres
+def test_each_part_has_the_time_limit(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "STATEMENT_TIMEOUT", 0.3)
+    slow = text("SELECT n, pg_sleep(n / 10) FROM generate_series(1, 200) AS n")
+    with Session(db.engine) as session, transaction(session):
+        rows = session.execute(slow, execution_options={"yield_per": 1})
+        with pytest.raises(exc.OperationalError, match="due to statement timeout"):
+            rows.all()
 
 
 @on_postgres
@@ -153,100 +191,10 @@ def test_connections_closed_while_idle_are_replaced_unseen(user: Caller) -> None
 
 
 def closed_by_server() -> bool:
-    """Whether the word of the server has reached the pool's connections."""
+    """Whether the pool's connections have heard of it."""
     idle = [record.dbapi_connection for record in db.engine.pool._pool.queue]  # type: ignore[attr-defined]  # noqa: SLF001  (of a QueuePool)
-    readable, _, _ = select.select(idle, [], [], 0)
+    readable, _, _ = system.select(idle, [], [], 0)
     return len(readable) == len(idle) > 0
-
-
-# The watchdog, which hangs up on frozen servers
-
-
-@on_postgres
-def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user: Caller) -> None:
-    held: list[socket.socket] = []
-
-    def remember(connection: Any, _record: object) -> None:
-        held.append(database.sockets[connection])
-
-    db.engine.dispose()
-    event.listen(db.engine, "connect", remember)
-    try:
-        with db.engine.connect(), db.engine.connect() as lost, db.engine.connect() as own:
-            assert sum(handle.fileno() >= 0 for handle in held) == 3
-            own.detach()
-            lost.invalidate()
-            assert sum(handle.fileno() >= 0 for handle in held) == 2
-        user.make()
-        assert 1 <= sum(handle.fileno() >= 0 for handle in held) <= 2  # those that are idle in the pool
-    finally:
-        event.remove(db.engine, "connect", remember)
-        db.engine.dispose()
-    assert sum(handle.fileno() >= 0 for handle in held) == 0
-    assert not database.sockets
-    assert not database.waiting_since
-
-
-def kill(connection: Any) -> None:
-    administer(f"SELECT pg_terminate_backend({connection.connection.dbapi_connection.info.backend_pid})")
-
-
-def close_behind_its_back(connection: Any) -> None:
-    connection.connection.dbapi_connection.close()
-
-
-SLEEP = "SELECT pg_sleep(20)"
-
-
-@on_postgres
-@pytest.mark.parametrize("spoil", [kill, close_behind_its_back, Connection.detach, Connection.invalidate])
-def test_watchdog_outlives_whatever_happens_to_a_connection(
-    user: Caller, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None]
-) -> None:
-    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.3)
-    with db.engine.connect() as first, db.engine.connect() as second:
-        spoil(first)
-        with suppress(exc.DBAPIError):
-            first.exec_driver_sql("SELECT 1")
-        with pytest.raises(exc.DBAPIError, match=r"closed the connection unexpectedly|SSL|terminat"):
-            second.exec_driver_sql(SLEEP)
-    monkeypatch.undo()
-    assert user.titles() == []
-
-
-@on_postgres
-def test_watchdog_counts_from_each_statement(client: TestClient, uptime: Clock) -> None:
-    """And not from when a request began to use the connection: it may have other things to do."""
-    with db.engine.connect() as connection:
-        for _ in range(2):
-            assert connection.exec_driver_sql("SELECT 1").scalar() == 1
-            assert not database.waiting_since
-        with pytest.raises(exc.DBAPIError):
-            connection.exec_driver_sql("SELECT 1 / 0")
-        assert not database.waiting_since
-
-
-@on_postgres
-def test_watchdog_never_hits_a_descriptor_that_was_reused(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A connection closes while the watchdog is about to hang up on it; its number goes to another socket."""
-    with db.engine.connect() as connection:
-        dbapi_connection = connection.connection.dbapi_connection
-        number = database.sockets[dbapi_connection].fileno()
-        connection.invalidate()
-    ends = [socket.socketpair() for _ in range(number)]
-    assert number in [end.fileno() for pair in ends for end in pair]
-    database.waiting_since[dbapi_connection] = 0.0  # the watchdog has not heard of the end
-    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.3)
-    with db.engine.connect() as connection, pytest.raises(exc.DBAPIError):
-        connection.exec_driver_sql(SLEEP)
-    del database.waiting_since[dbapi_connection]
-    for one, other in ends:
-        one.sendall(b"still open")
-        assert other.recv(10) == b"still open"
-        one.close()
-        other.close()
 
 
 @on_postgres
@@ -267,15 +215,8 @@ def test_more_than_1024_open_files_are_no_problem(user: Caller) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.fixture
-def the_wire() -> Iterator[Wire]:
-    assert wire is not None
-    yield wire
-    wire.flowing.set()
-
-
 @on_postgres
-def test_database_that_is_away_is_a_503_until_it_is_back(
+def test_database_that_is_down_is_a_503_until_it_is_back(
     user: Caller, client: TestClient, fresh_health: None, uptime: Clock, the_wire: Wire
 ) -> None:
     task = user.make()
@@ -291,39 +232,7 @@ def test_database_that_is_away_is_a_503_until_it_is_back(
 
 
 @on_postgres
-def test_database_that_is_frozen_is_hung_up_on(
-    user: Caller, the_wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = user.make()
-    monkeypatch.setattr(database, "RESPONSE_TIMEOUT", 0.1)
-    the_wire.flowing.clear()
-    check_unavailable(user("GET"))
-    the_wire.flowing.set()
-    monkeypatch.undo()
-    until(lambda: user("GET").status_code == 200)
-    assert user("GET").json() == [task]
-
-
-@on_postgres
-@pytest.mark.slow
-def test_database_that_is_frozen_is_given_up_after_seconds(
-    user: Caller, client: TestClient, fresh_health: None, the_wire: Wire
-) -> None:
-    task = user.make()
-    the_wire.flowing.clear()
-    with ThreadPoolExecutor(2) as pool:
-        requests = [pool.submit(user, "GET"), pool.submit(client.get, "/health")]
-        try:
-            for request in requests:
-                check_unavailable(request.result(timeout=20))
-        finally:
-            the_wire.flowing.set()
-    until(lambda: user("GET").status_code == 200)
-    assert user("GET").json() == [task]
-
-
-@on_postgres
-def test_statement_that_waits_for_a_lock_is_given_up_and_changes_nothing(
+def test_statement_waiting_for_a_lock_is_cancelled_without_changes(
     user: Caller, stranger: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = user.make()
@@ -338,7 +247,7 @@ def test_statement_that_waits_for_a_lock_is_given_up_and_changes_nothing(
 
 
 @on_postgres
-def test_read_only_database_is_a_503_for_writers_alone(user: Caller) -> None:
+def test_read_only_database_is_a_503_for_writers_only(user: Caller) -> None:
     task = user.make()
     administer(f"ALTER DATABASE {NAME} SET default_transaction_read_only = on")
     db.engine.dispose()

@@ -172,7 +172,7 @@ def test_outage_before_the_endpoint_gives_the_attempt_back(
     assert post(ann.client, "login", ann.email).status_code == 200
 
 
-@pytest.mark.usefixtures("clock")
+@pytest.mark.usefixtures("clock", "patient")
 def test_attempts_are_counted_before_they_wait_for_their_turn(
     ann: Account, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

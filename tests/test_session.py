@@ -73,7 +73,7 @@ def session_of_a_plain_engine(client: TestClient) -> Iterator[Session]:
 @pytest.mark.parametrize(
     "override", ["shared_session", "session_of_another_engine", "session_of_a_plain_engine"]
 )
-def test_every_task_endpoint_works_with_a_session_of_ones_own(
+def test_every_task_endpoint_works_with_your_own_session(
     user: Caller, stranger: Caller, override: str, request: pytest.FixtureRequest
 ) -> None:
     session: Session = request.getfixturevalue(override)
@@ -111,7 +111,7 @@ def test_every_task_endpoint_works_with_a_session_of_ones_own(
 
 
 @pytest.mark.parametrize("override", ["shared_session", "session_of_another_engine"])
-def test_accounts_work_with_a_session_of_ones_own(
+def test_accounts_work_with_your_own_session(
     client: TestClient, fresh_limits: object, override: str, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue(override)
@@ -161,7 +161,7 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(client: TestClient) -> Iterator[Crowd]:
+def crowd(client: TestClient, patient: None) -> Iterator[Crowd]:
     with ThreadPoolExecutor(50) as pool:
         crowd = Crowd(client, pool)
         yield crowd
@@ -172,7 +172,7 @@ def in_use() -> int:
     return int(db.engine.pool.checkedout())  # type: ignore[attr-defined]  # of a QueuePool, which ours is
 
 
-def test_user_who_floods_the_api_waits_alone(crowd: Crowd, stranger: Caller) -> None:
+def test_flooding_user_delays_no_one_else(crowd: Crowd, stranger: Caller) -> None:
     """Three of the ten connections at most, so that two thirds are for the others."""
     send = crowd.user("flood", 20)
     with locked():
@@ -184,6 +184,7 @@ def test_user_who_floods_the_api_waits_alone(crowd: Crowd, stranger: Caller) -> 
         assert not any(request.done() for request in crowd.waiting)
 
 
+@pytest.mark.usefixtures("patient")
 def test_order_of_parameters_does_not_matter(client: TestClient, user: Caller, stranger: Caller) -> None:
     """Here the session comes first; and still a user has three connections, and the token decides."""
     app = another_app()
@@ -236,23 +237,23 @@ def test_users_without_requests_are_forgotten(user: Caller, stranger: Caller) ->
     assert dict(turns.each_user) == {}
 
 
-def test_request_that_waited_five_seconds_for_its_turn_is_given_up(
+def test_waiting_for_a_turn_times_out_after_five_seconds(
     uptime: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "everybody", asyncio.Semaphore(10))  # one belongs to one event loop
+    monkeypatch.setattr(turns, "all_turns", asyncio.Semaphore(10))  # one belongs to one event loop
 
     async def wait() -> None:
-        served = [turns.turn_of(f"user {number}") for number in range(10)]
+        served = [turns.take_turn(f"user {number}") for number in range(10)]
         for turn in served:
             await turn.__aenter__()
-        last = asyncio.ensure_future(turns.turn_of("the eleventh").__aenter__())
+        last = asyncio.ensure_future(turns.take_turn("the eleventh").__aenter__())
         await asyncio.sleep(0)  # now it waits
         assert not last.done()
         uptime.forward(5.1)
         await served[0].__aexit__(None, None, None)
         with pytest.raises(exc.TimeoutError):
             await last
-        async with turns.turn_of("the next, who did not wait"):
+        async with turns.take_turn("the next, who did not wait"):
             pass
 
     asyncio.run(wait())

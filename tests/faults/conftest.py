@@ -29,7 +29,7 @@ BINARIES = os.pathsep.join(
 # PostgreSQL and PgBouncer refuse to run as root.
 UNPRIVILEGED = ["runuser", "-u", "postgres", "--"] if getpass.getuser() == "root" else []
 SETTINGS = {"listen_addresses": "127.0.0.1", "max_connections": "60", "fsync": "off"}
-MOST_SECONDS = 12.0  # what nobody waits for longer, whatever the database does
+MOST_SECONDS = 12.0  # the longest that a client waits, whatever the database does
 
 
 def binary(name: str) -> str:
@@ -103,7 +103,7 @@ class Cluster:
         return rows
 
     def database(self, port: int | None = None) -> str:
-        """The URL of an empty database, owned by somebody who is no superuser."""
+        """The URL of an empty database, whose owner is no superuser."""
         name = f"todo_{uuid.uuid4().hex[:8]}"
         self.sql(f"CREATE DATABASE {name} OWNER app")
         return f"postgresql://app@127.0.0.1:{port or self.port}/{name}"

@@ -50,7 +50,7 @@ def shared(
             yield api, searcher
 
 
-def test_forty_expensive_searches_hold_up_nobody_else(shared: tuple[Service, Caller]) -> None:
+def test_forty_expensive_searches_block_nobody_else(shared: tuple[Service, Caller]) -> None:
     api, searcher = shared
     other = api.user()
     other.make("the only one")

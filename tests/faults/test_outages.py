@@ -122,7 +122,7 @@ def test_database_outage(
         resumed(going)
 
 
-def test_connecting_to_a_frozen_server_is_given_up_after_five_seconds(cluster: Cluster) -> None:
+def test_connecting_to_a_frozen_server_times_out_after_five_seconds(cluster: Cluster) -> None:
     engine = create_engine(parse_database(cluster.database()))
     with contextmanager(frozen)(cluster, None):
         began = time.monotonic()

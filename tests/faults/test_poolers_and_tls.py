@@ -111,7 +111,7 @@ def certificate() -> tuple[bytes, bytes]:
 
 @pytest.fixture(scope="module")
 def secure() -> Iterator[Cluster]:
-    """A server that talks to nobody in plain text."""
+    """A server that refuses unencrypted connections."""
     cluster = Cluster(ssl="on")
     key, made = certificate()
     (cluster.data / "server.crt").write_bytes(made)

@@ -1,4 +1,4 @@
-"""SQLite has no server that could give up: what others do to the file, and what a statement does to us."""
+"""SQLite has no server to cancel statements: locks of other programs, and a statement that never ends."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ ENDLESS = """CREATE VIEW tasks AS
 
 
 def test_endless_statement(api: Service, file: Path) -> None:
-    """It is given up after four seconds, and its connection is as good as before."""
+    """It is cancelled after four seconds, and its connection is as good as before."""
     user = api.user()
     user.make("one")
     with closing(sqlite3.connect(file)) as other:

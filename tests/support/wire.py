@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 
@@ -10,6 +11,7 @@ class Wire:
     def __init__(self, host: str, port: int) -> None:
         self.target = (host, port)
         self.trips = 0
+        self.on_trip: Callable[[], object] = lambda: None  # called at the beginning of each
         self.delay = 0.0  # seconds, each way
         self.flowing = threading.Event()
         self.flowing.set()
@@ -37,6 +39,7 @@ class Wire:
             while data := source.recv(65536):
                 if name == "client" and last[0] == "server":
                     self.trips += 1  # the client speaks after the server spoke
+                    self.on_trip()
                 last[0] = name
                 time.sleep(self.delay)
                 self.flowing.wait()
