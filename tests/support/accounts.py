@@ -40,6 +40,12 @@ class Account:
     def logout(self, bearer: str) -> Any:
         return self.client.post("/api/auth/logout", headers={"Authorization": f"Bearer {bearer}"})
 
+    def change_password(self, bearer: str, old: str, new: str) -> Any:
+        body = {"password": old, "new_password": new}
+        return self.client.post(
+            "/api/auth/password", json=body, headers={"Authorization": f"Bearer {bearer}"}
+        )
+
     def row(self) -> User:
         with Session(db.engine) as session:
             return session.exec(select(User).where(User.id == self.id)).one()
