@@ -11,11 +11,13 @@ import jwt
 from anyio import to_thread
 from fastapi import Depends, HTTPException, Path
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import exc
 from sqlmodel import Session
 
 from db import SessionDep
 from hardening.isolation import require_owner
 from hardening.keys import ALGORITHMS, KeyRing, UnknownKeyError
+from hardening.leftovers import need_account
 from hardening.settings import settings
 from hardening.turns import turn_of
 from models import User, UserPublic
@@ -118,12 +120,20 @@ Turn = Annotated[None, Depends(wait_for_turn, scope="function")]
 
 async def get_current_user(claims: ClaimsDep, _turn: Turn, session: SessionDep) -> AsyncIterator[UserPublic]:
     with require_owner(session, claims["sub"]):
-        yield await user_of(claims, session)  # the endpoint runs here
+        user = await user_of(claims, session)
+        try:
+            yield user  # the endpoint runs here
+        except (exc.IntegrityError, exc.DataError):
+            session.rollback()
+            await user_of(claims, session)  # a 401, if the account was deleted meanwhile
+            raise
 
 
 async def user_of(claims: Claims, session: Session) -> UserPublic:
-    if claims.get("iss") == ISSUER:  # This waits for the database, so it gets a thread.
-        return UserPublic.model_validate(await to_thread.run_sync(account_of, claims, session))
+    if claims.get("iss") == ISSUER:
+        account = await to_thread.run_sync(account_of, claims, session)  # a thread: it waits for the database
+        need_account(session, account.id)
+        return UserPublic.model_validate(account)
     email = claims.get("email")
     email = email if isinstance(email, str) and email.isprintable() else None
     return UserPublic(id=claims["sub"], email=email, created_at=None)
@@ -131,8 +141,8 @@ async def user_of(claims: Claims, session: Session) -> UserPublic:
 
 # Logging out begins a new generation of the account's tokens. So one statement tells whether a token still
 # counts, in every worker and at once.
-def account_of(claims: Claims, session: Session) -> User:
-    account = session.get(User, claims["sub"])
+def account_of(claims: Claims, session: Session, *, lock: bool = False) -> User:
+    account = session.get(User, claims["sub"], with_for_update=lock)
     if account is None or account.token_generation != claims.get("generation"):
         raise revoked()
     return account

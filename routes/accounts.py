@@ -9,14 +9,24 @@ import jwt
 from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import Secret
 from sqlalchemy import exc
-from sqlmodel import Session, col, select, update
+from sqlmodel import Session, SQLModel, col, delete, select, update
 
 from auth import ISSUER, Claims, ClaimsDep, CurrentUser, account_of, revoked, unauthorized
-from db import SessionDep
+from db import SessionDep, transaction
 from hardening.guesses import DUMMY_HASH, hash_password, limited, password_matches
 from hardening.settings import settings
 from hardening.turns import turn_of
-from models import Credentials, Login, NewAccount, PasswordChange, Registered, User, UserPublic, now
+from models import (
+    AccountDeletion,
+    Credentials,
+    Login,
+    NewAccount,
+    PasswordChange,
+    Registered,
+    User,
+    UserPublic,
+    now,
+)
 from routes.errors import can_fail
 
 router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500, 503))
@@ -56,7 +66,7 @@ LimitedRegister = Annotated[NewAccount, Depends(limit_register, scope="function"
 LimitedLogin = Annotated[Credentials, Depends(limit_login, scope="function")]
 LimitedClaims = Annotated[Claims, Depends(limit_password, scope="function")]
 REGISTER: dict[str, Any] = {"status_code": 201, "responses": can_fail(400, 409, 413, 422, 429)}
-LOG_IN: dict[str, Any] = {"responses": can_fail(400, 401, 413, 422, 429)}
+CHECKED = can_fail(400, 401, 413, 422, 429)
 
 
 @built_in.post("/signup", **REGISTER, summary="Same as register", name="signup")
@@ -78,8 +88,8 @@ def register(account: LimitedRegister, session: SessionDep) -> Registered:
     return Registered(**login.user.model_dump(), **login.model_dump())
 
 
-@built_in.post("/signin", **LOG_IN, summary="Same as login", name="signin")
-@built_in.post("/login", **LOG_IN, summary="Log in")
+@built_in.post("/signin", responses=CHECKED, summary="Same as login", name="signin")
+@built_in.post("/login", responses=CHECKED, summary="Log in")
 def login(credentials: LimitedLogin, session: SessionDep) -> Login:
     """Get a token. It is good for seven days, or until you log out."""
     user = session.exec(select(User).where(User.email == credentials.email)).first()
@@ -107,7 +117,7 @@ def logout(user: CurrentUser, session: SessionDep) -> None:
     session.commit()
 
 
-@built_in.post("/password", **LOG_IN, summary="Change your password")
+@built_in.post("/password", responses=CHECKED, summary="Change your password")
 def change_password(claims: LimitedClaims, session: SessionDep, passwords: PasswordChange) -> Login:
     """All your tokens are revoked, and you get a new one as from login."""
     account = account_with_password(claims, session, passwords.password)
@@ -127,6 +137,19 @@ def account_with_password(claims: Claims, session: Session, password: Secret[str
     if not password_matches(password.get_secret_value(), account.password_hash):
         raise unauthorized("Wrong password")
     return account
+
+
+@built_in.delete("/me", status_code=204, responses=CHECKED, summary="Delete your account")
+def delete_account(claims: LimitedClaims, session: SessionDep, proof: AccountDeletion) -> None:
+    """Your account and everything in it are deleted for ever."""
+    account_with_password(claims, session, proof.password)
+    with transaction(session):
+        account = account_of(claims, session, lock=True)
+        for table in reversed(SQLModel.metadata.sorted_tables):
+            if "user_id" in table.c:
+                rows = delete(table).where(table.c.user_id == account.id)
+                session.exec(rows, execution_options={"all_users": True})
+        session.exec(delete(User).where(col(User.id) == account.id))
 
 
 @router.get("/me", responses=can_fail(401), summary="Who am I?")

@@ -1,10 +1,12 @@
-"""The built-in accounts: register, log in, log out, change the password."""
+"""The built-in accounts: register, log in, log out, change the password, delete the account."""
 
 import logging
 import secrets
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import jwt
@@ -12,12 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi.testclient import TestClient
 from limits import parse
-from sqlmodel import Session, delete
+from sqlalchemy import Column, ForeignKey, String, Table, event
+from sqlmodel import Session, SQLModel, delete, select
 
 import db
 from hardening import guesses
+from hardening.leftovers import need_account
 from hardening.settings import settings
-from models import User
+from models import Task, User, now
 from routes import accounts
 from tests.conftest import Clock, check_error, token, until
 from tests.support.accounts import PASSWORD, Account, new_email, post
@@ -395,6 +399,144 @@ def test_change_of_password_is_two_statements(ann: Account) -> None:
     assert cost() == 2
 
 
+# Deleting the account
+
+
+def count_tasks(account: Account) -> int:
+    with Session(db.engine) as session:
+        return len(session.exec(select(Task).where(Task.user_id == account.id)).all())
+
+
+def test_deleted_account_is_gone_with_its_tasks_and_nobody_elses(client: TestClient, ann: Account) -> None:
+    bob = Account(client)
+    first, second, other = ann.login(), ann.login(), bob.login()
+    for account, bearer in ((ann, first), (ann, second), (bob, other)):
+        assert account.create_task(bearer).status_code == 201
+    response = ann.delete(first)
+    assert (response.status_code, response.content) == (204, b"")
+    assert (count_tasks(ann), count_tasks(bob)) == (0, 1)
+    for bearer in (first, second):
+        assert check_error(ann.get(bearer), 401, "unauthorized") == "Token was revoked"
+        check_error(ann.delete(bearer), 401, "unauthorized")
+    check_error(post(client, "login", ann.email), 401, "unauthorized")
+    assert bob.get(other).status_code == 200
+    assert post(client, "register", ann.email).json()["id"] != ann.id
+
+
+def test_account_is_not_deleted_without_its_password(ann: Account) -> None:
+    bearer = ann.login()
+    ann.create_task(bearer)
+    assert check_error(ann.delete(bearer, "not the password"), 401, "unauthorized") == "Wrong password"
+    headers = {"Authorization": f"Bearer {bearer}"}
+    check_error(ann.client.delete("/api/auth/me", headers=headers), 422, "validation_error")
+    assert ann.get(bearer).status_code == 200
+    assert count_tasks(ann) == 1
+
+
+@pytest.fixture
+def notes() -> Iterator[Table]:
+    """A table that somebody adds to the app: of users, and of their tasks."""
+    user_id: Column[str] = Column("user_id", String)
+    task_id: Column[int] = Column("task_id", ForeignKey("tasks.id"))
+    notes = Table("notes", SQLModel.metadata, user_id, task_id)
+    notes.create(db.engine)
+    yield notes
+    notes.drop(db.engine)
+    SQLModel.metadata.remove(notes)
+
+
+def test_rows_in_all_tables_of_users_are_deleted(ann: Account, notes: Table) -> None:
+    bearer = ann.login()
+    task = ann.create_task(bearer).json()
+    with db.engine.connect() as connection:
+        for user_id, task_id in ((ann.id, task["id"]), ("another user", None)):
+            connection.execute(notes.insert().values(user_id=user_id, task_id=task_id))
+        assert ann.delete(bearer).status_code == 204
+        assert connection.execute(notes.select()).all() == [("another user", None)]
+
+
+def test_account_is_deleted_with_all_its_rows_or_not_at_all(ann: Account) -> None:
+    bearer = ann.login()
+    ann.create_task(bearer)
+
+    def fail(_connection: object, _cursor: object, sql: str, *_: object) -> None:
+        if "DELETE FROM users" in sql:
+            raise RuntimeError
+
+    event.listen(db.engine, "before_cursor_execute", fail)
+    try:
+        check_error(ann.delete(bearer), 500, "internal_error")
+    finally:
+        event.remove(db.engine, "before_cursor_execute", fail)
+    assert count_tasks(ann) == 1
+    assert ann.delete(bearer).status_code == 204
+
+
+def test_task_that_is_created_while_its_account_is_deleted_is_refused(ann: Account) -> None:
+    """The token was checked before, and the task is written afterwards."""
+    bearer, checked, deleted = ann.login(), Event(), Event()
+
+    def wait(*_: object) -> None:
+        checked.set()
+        deleted.wait(10)
+
+    event.listen(Session, "before_flush", wait)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            creation = pool.submit(ann.create_task, bearer)
+            checked.wait(10)
+            assert ann.delete(bearer).status_code == 204
+            deleted.set()
+            assert check_error(creation.result(), 401, "unauthorized") == "Token was revoked"
+    finally:
+        deleted.set()
+        event.remove(Session, "before_flush", wait)
+    assert count_tasks(ann) == 0
+
+
+@pytest.mark.slow
+def test_of_many_tasks_created_while_their_account_is_deleted_none_is_left(
+    client: TestClient, fresh_limits: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "auth_rate_limit", parse("100/minute"))
+
+    def create(account: Account, bearer: str) -> set[int]:
+        codes = set()
+        while 401 not in codes:
+            codes.add(account.create_task(bearer).status_code)
+        return codes
+
+    for _ in range(20):
+        account = Account(client)
+        bearer = account.login()
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(create, account, bearer) for _ in range(8)]
+            until(partial(count_tasks, account))
+            assert account.delete(bearer).status_code == 204
+            assert set().union(*(client.result() for client in clients)) == {201, 401}
+        assert count_tasks(account) == 0
+
+
+def test_tasks_of_a_built_in_account_cost_one_statement_more(ann: Account) -> None:
+    bearer = ann.login()
+    with counted() as cost:
+        response = ann.create_task(bearer)
+    assert cost() == 2
+    assert response.json()["user_id"] == ann.id
+
+
+def test_several_tasks_of_a_built_in_account_can_be_added_at_once(ann: Account) -> None:
+    with Session(db.engine, expire_on_commit=False) as session:
+        need_account(session, ann.id)
+        tasks = [
+            Task(title=title, user_id=ann.id, created_at=now(), updated_at=now()) for title in ("a", "b")
+        ]
+        session.add_all(tasks)
+        session.commit()
+        assert [(task.title, task.user_id) for task in tasks] == [("a", ann.id), ("b", ann.id)]
+    assert count_tasks(ann) == 2
+
+
 # Tokens that another server signed with the same secret
 
 
@@ -412,7 +554,8 @@ def test_external_tokens_survive_logout_and_cost_one_trip(ann: Account) -> None:
 
 def test_external_tokens_cannot_change_an_account(ann: Account) -> None:
     own, external = ann.login(), token(ann.id)
-    for response in (ann.logout(external), ann.change_password(external, PASSWORD, "battery staple")):
+    change = ann.change_password(external, PASSWORD, "battery staple")
+    for response in (ann.logout(external), change, ann.delete(external)):
         assert "not from our login" in check_error(response, 400, "bad_request")
     assert ann.get(own).status_code == 200
     assert ann.get(external).status_code == 200
@@ -447,6 +590,7 @@ def test_logs_and_responses_hold_no_secrets(client: TestClient, caplog: pytest.L
         ]
         response = account.change_password(bearer, PASSWORD, "battery staple")
         texts.append(response.text.replace(response.json()["access_token"], ""))
+        texts.append(account.delete(bearer, "wrong " + PASSWORD).text)
         texts += [account.get(bearer).text, account.get(bearer + "x").text, account.logout(bearer).text]
     hidden = [PASSWORD, account.row().password_hash, "$argon2id$", bearer, account.email]
     assert not [word for word in hidden if word in caplog.text]

@@ -190,6 +190,11 @@ def test_no_built_in_accounts(better_auth: BetterAuth, path: str) -> None:
     assert f"/api/auth/{path}" not in better_auth.client.get("/openapi.json").json()["paths"]
 
 
+def test_account_cannot_be_deleted_here(better_auth: BetterAuth) -> None:
+    check_error(better_auth.client.delete("/api/auth/me"), 405, "method_not_allowed")
+    assert list(better_auth.client.get("/openapi.json").json()["paths"]["/api/auth/me"]) == ["get"]
+
+
 def test_demo_is_off_with_better_auth(better_auth: BetterAuth) -> None:
     check_error(better_auth.client.get("/demo"), 404, "not_found")
     assert better_auth.client.get("/").json() == {"message": "Todo API is running", "docs": "/docs"}

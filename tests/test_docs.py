@@ -56,6 +56,7 @@ STATUSES = {
     "DELETE /api/{user_id}/tasks/{task_id}": "204 401 403 404 422 500 503",
     "PATCH /api/{user_id}/tasks/{task_id}/complete": "200 401 403 404 422 500 503",
     "GET /api/auth/me": "200 401 500 503",
+    "DELETE /api/auth/me": "204 400 401 413 422 429 500 503",
     "POST /api/auth/register": "201 400 409 413 422 429 500 503",
     "POST /api/auth/signup": "201 400 409 413 422 429 500 503",
     "POST /api/auth/login": "200 400 401 413 422 429 500 503",
@@ -79,8 +80,9 @@ def test_operations_are_named_as_generated_clients_should_call_them(client: Test
     paths = client.get("/openapi.json").json()["paths"]
     names = [operation["operationId"] for path in paths.values() for operation in path.values()]
     assert sorted(names) == [
-        *("change_password", "create_task", "delete_task", "get_task", "health", "list_tasks", "login"),
-        *("logout", "me", "patch_task", "register", "root", "signin", "signup", "toggle_task", "update_task"),
+        *("change_password", "create_task", "delete_account", "delete_task", "get_task", "health"),
+        *("list_tasks", "login", "logout", "me", "patch_task", "register", "root", "signin", "signup"),
+        *("toggle_task", "update_task"),
     ]
 
 
