@@ -1,4 +1,4 @@
-"""Who is calling? Each request brings a signed token (JWT), and its `sub` claim is the user's id.
+"""Who is calling? Each request brings a signed token (a JWT), and its `sub` claim is the user's id.
 
 Read from top to bottom: the token, its claims, the current user, the current owner."""
 
@@ -11,28 +11,30 @@ import jwt
 from anyio import to_thread
 from fastapi import Depends, HTTPException, Path
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import exc
 from sqlmodel import Session
 
 from db import SessionDep
 from hardening.isolation import require_owner
 from hardening.keys import ALGORITHMS, KeyRing, UnknownKeyError
+from hardening.leftovers import need_account
 from hardening.settings import settings
 from hardening.turns import take_turn
 from models import User, UserPublic
 
 Claims = dict[str, Any]
-ISSUER = "todo-api"  # of the tokens that our own login issues, in routes/accounts.py
-LEEWAY = 5  # seconds by which the clock of who signed a token may be ahead of ours
+ISSUER = "todo-api"  # the `iss` of built-in login tokens, see routes/accounts.py
+LEEWAY = 5  # seconds that the clock of the signing server may be ahead
 
 
 # 1. The token. There are two kinds, and the settings say which one counts: never the token itself.
 
 
-# Without BETTER_AUTH_URL: of our own log-in, or of another server that signs with the same secret. (That is
-# called BETTER_AUTH_SECRET since frontends with Better Auth have one of this name.)
+# Without BETTER_AUTH_URL: from our own login, or any server that signs with the same secret.
+# (BETTER_AUTH_SECRET is the name that Better Auth frontends use for it.)
 async def decode_with_secret(token: str) -> Claims:
     claims = decode(token, settings.better_auth_secret, ("HS256",), None)
-    # A token may have no aud (for whom it is). If it has one, that must be one of our frontends.
+    # A token may have no aud (its audience). If it has one, that must be one of our frontends.
     audience = claims.get("aud") or []
     audience = audience if isinstance(audience, list) else [audience]
     if audience and not any(origin in settings.cors_origins for origin in audience):
@@ -43,7 +45,7 @@ async def decode_with_secret(token: str) -> Claims:
 key_ring = KeyRing(settings.better_auth_url)
 
 
-# With BETTER_AUTH_URL: of that Better Auth server, which publishes keys to check its tokens with.
+# With BETTER_AUTH_URL: from that Better Auth server, which publishes keys to check its tokens with.
 async def decode_with_public_key(token: str) -> Claims:
     return decode(token, await key_ring.key_for(token), ALGORITHMS, settings.better_auth_origin)
 
@@ -52,12 +54,16 @@ async def decode_with_public_key(token: str) -> Claims:
 @lru_cache(maxsize=4096)
 def decode(token: str, key: str | jwt.PyJWK, algorithms: tuple[str, ...], origin: str | None) -> Claims:
     options = jwt.types.Options(require=["sub", "exp"], verify_aud=bool(origin))
-    claims = jwt.decode(token, key, algorithms, options, audience=origin, issuer=origin, leeway=LEEWAY)
-    return {name: claims.get(name) for name in ("sub", "exp", "iss", "aud", "email", "generation")}
+    return jwt.decode(token, key, algorithms, options, audience=origin, issuer=origin, leeway=LEEWAY)
 
 
-# 2. Its claims: what it says about the caller, and until when.
-async def get_claims(token: str) -> Claims:
+bearer = HTTPBearer(scheme_name="token", bearerFormat="JWT")
+BearerToken = Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
+
+
+# 2. Its claims: what it says about the user, and until when.
+async def get_claims(credentials: BearerToken) -> Claims:
+    token = credentials.credentials
     if len(token) > 8192:
         raise unauthorized("Token is longer than 8 KiB")
     try:
@@ -73,17 +79,20 @@ async def get_claims(token: str) -> Claims:
     return claims
 
 
-# Enough to find the mistake, and nothing that the caller does not know.
+ClaimsDep = Annotated[Claims, Depends(get_claims)]
+
+
+# Enough to find the mistake, but nothing secret.
 def reason(error: jwt.InvalidTokenError) -> str:
     expected = settings.better_auth_origin or " or ".join(settings.cors_origins)
-    missing = "; if it is from Better Auth, BETTER_AUTH_URL is missing on this API"
+    missing = "; for Better Auth tokens, set BETTER_AUTH_URL on this API"
     hint = "" if settings.better_auth_url else missing
     reasons: dict[type, str] = {
         jwt.ExpiredSignatureError: "Token has expired",
         jwt.ImmatureSignatureError: "Token is not valid yet",
         jwt.InvalidAlgorithmError: f"Token is signed with the wrong algorithm{hint}",
-        jwt.InvalidAudienceError: f"Token is for another audience than {expected}",
-        jwt.InvalidIssuerError: f"Token is from another issuer than {expected}",
+        jwt.InvalidAudienceError: f"Token's audience is not {expected}",
+        jwt.InvalidIssuerError: f"Token's issuer is not {expected}",
         jwt.MissingRequiredClaimError: "Token lacks a required claim",
         jwt.InvalidSignatureError: "Token was changed, or signed with another secret or key",
         UnknownKeyError: "Token is signed with an unknown key",
@@ -97,35 +106,57 @@ def unauthorized(message: str) -> HTTPException:
 
 
 # 3. The current user. From here to the end of the request, the session refuses each statement on a table with
-# a user_id that does not name this user. (It does not filter: you write the where(). And users has none.)
-bearer = HTTPBearer(scheme_name="token", bearerFormat="JWT")
-BearerToken = Annotated[HTTPAuthorizationCredentials, Depends(bearer)]
+# a user_id that does not name this user. (It does not filter: you write the where(). `users` is exempt.)
 
 
-async def get_current_user(token: BearerToken, session: SessionDep) -> AsyncIterator[UserPublic]:
-    claims = await get_claims(token.credentials)
-    async with take_turn(claims["sub"]):  # who has many requests waits for earlier ones of their own
-        with require_owner(session, claims["sub"]):
-            yield await user_of(claims, session)  # the endpoint runs while this waits here
+# A user with many requests waits for their own.
+async def wait_for_turn(claims: ClaimsDep) -> AsyncIterator[None]:
+    async with take_turn(claims["sub"]):
+        yield
+
+
+Turn = Annotated[None, Depends(wait_for_turn, scope="function")]
+
+
+async def get_current_user(claims: ClaimsDep, _turn: Turn, session: SessionDep) -> AsyncIterator[UserPublic]:
+    with require_owner(session, claims["sub"]):
+        user = await user_of(claims, session)
+        try:
+            yield user  # the endpoint runs here
+        except (exc.IntegrityError, exc.DataError):
+            if user.created_at:  # an account of ours; if it was deleted meanwhile, this is a 401
+                session.rollback()
+                await user_of(claims, session)
+            raise
 
 
 async def user_of(claims: Claims, session: Session) -> UserPublic:
-    if claims.get("iss") != ISSUER:
-        email = claims.get("email")
-        email = email if isinstance(email, str) and email.isprintable() else None
-        return UserPublic(id=claims["sub"], email=email, created_at=None)
-    # Logging out begins a new generation of the account's tokens. So one statement tells whether a token
-    # still counts, in every worker and at once. (It waits for the database, so it gets a thread.)
-    account = await to_thread.run_sync(session.get, User, claims["sub"])
+    if claims.get("iss") == ISSUER:
+        account = await to_thread.run_sync(account_of, claims, session)  # a thread: it waits for the database
+        need_account(session, account.id)
+        return UserPublic.model_validate(account)
+    email = claims.get("email")
+    email = email if isinstance(email, str) and email.isprintable() else None
+    return UserPublic(id=claims["sub"], email=email, created_at=None)
+
+
+# Logging out begins a new generation of the account's tokens. So one statement tells whether a token still
+# counts, in every worker and at once.
+def account_of(claims: Claims, session: Session, *, lock: bool = False) -> User:
+    account = session.get(User, claims["sub"], with_for_update=lock)
     if account is None or account.token_generation != claims.get("generation"):
-        raise unauthorized("Token was signed out")
-    return UserPublic.model_validate(account)
+        raise revoked()
+    return account
+
+
+def revoked() -> HTTPException:
+    return unauthorized("Token was revoked")
 
 
 CurrentUser = Annotated[UserPublic, Depends(get_current_user, scope="function")]
 
 
-# 4. The current owner: whose tasks the path names. It must be the user whom the token names.
+# 4. The current owner: the user in the path. It must be the user in the token.
 UserId = Annotated[str, Path(description="Your user's id, the sub of your token")]
 
 

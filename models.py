@@ -88,7 +88,7 @@ class User(SQLModel, table=True):
     id: str = Field(primary_key=True, max_length=32)
     email: str = Field(max_length=254, unique=True)  # in lower case
     password_hash: str = Field(max_length=255)
-    token_generation: int = 0  # the tokens of earlier generations are signed out
+    token_generation: int = 0  # tokens of earlier generations are revoked
     created_at: datetime
 
 
@@ -104,20 +104,33 @@ Email = Annotated[
 PASSWORD = Field(schema_extra={"examples": ["correct horse"], "json_schema_extra": {"format": "password"}})
 
 
-# Passwords are taken as they are, blanks included. A Secret is shown in no log and no traceback. (Pydantic's
+# Passwords are used as typed, spaces included. A Secret never shows in a log or traceback. (Pydantic's
 # SecretStr would do the same, but complain that a short one "should have at least 8 items".)
+Password = Annotated[Secret[Annotated[str, StringConstraints(max_length=1000)]], PASSWORD]
+NewPassword = Annotated[Secret[Annotated[str, StringConstraints(min_length=8, max_length=128)]], PASSWORD]
+
+
 class Credentials(SQLModel):
     email: Email
-    password: Annotated[Secret[Annotated[str, StringConstraints(max_length=1000)]], PASSWORD]
+    password: Password
 
 
 class NewAccount(Credentials):
-    password: Annotated[Secret[Annotated[str, StringConstraints(min_length=8, max_length=128)]], PASSWORD]
+    password: NewPassword
+
+
+class AccountDeletion(SQLModel):
+    password: Password
+
+
+class PasswordChange(SQLModel):
+    password: Password
+    new_password: NewPassword
 
 
 class UserPublic(SQLModel):
     id: str
-    email: str | None  # a token from elsewhere may not contain it
+    email: str | None  # other servers' tokens may lack it
     created_at: datetime | None  # only the built-in accounts know it
 
 
@@ -128,5 +141,5 @@ class Login(SQLModel):
     user: UserPublic
 
 
-class Registered(UserPublic, Login):  # who registers is signed in
+class Registered(UserPublic, Login):  # registering also logs in
     pass

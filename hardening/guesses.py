@@ -1,16 +1,20 @@
-"""Nobody finds out a password by trying many: each try is expensive, and counted for client and account."""
+"""Passwords cannot be guessed by brute force: each try is slow, and counted per client and account."""
 
 import ipaddress
 import math
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
+import anyio
+from anyio import to_thread
 from cryptography.exceptions import InvalidKey
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi import HTTPException, Request
+from limits import RateLimitItem
+from limits.errors import StorageError
 
 from hardening.settings import settings
 
@@ -29,29 +33,68 @@ def password_matches(password: str, phc: str) -> bool:
     return True
 
 
-# Checked when the address is unknown, so that it takes as long as a wrong password.
-NOBODYS_HASH = hash_password(secrets.token_hex())
+# Checked when the email is unknown, so that it takes as long as a wrong password.
+DUMMY_HASH = hash_password(secrets.token_hex())
+
+# An account may be tried ten times as often as a client. So guessing from many places stays hopeless, and no
+# single client, which is refused much earlier, can lock the account's owner out.
+ACCOUNT_FACTOR = 10
+
+Count = tuple[RateLimitItem, str, str, str]
 
 
-# Around an attempt. One that should not count is subtracted afterwards, so that two at once are not one.
-@contextmanager
-def counted(action: str, email: str, request: Request, *, success_counts: bool) -> Iterator[None]:
-    limit, counters = settings.auth_rate_limit, settings.rate_limit_storage
-    keys = [(action, "client", network(request)), (action, "account", email)]
-    for key in keys:
-        if not counters.hit(limit, *key):
-            wait = math.ceil(counters.get_window_stats(limit, *key).reset_time - time.time())
-            raise HTTPException(429, "Too many attempts, try again later", {"Retry-After": f"{max(1, wait)}"})
-    counts = success_counts
+# Counts an attempt first, and subtracts it later if it should not count, so that none slips through.
+@asynccontextmanager
+async def limited(
+    action: str, account: str, request: Request, *, success_counts: bool = False
+) -> AsyncIterator[None]:
+    limit = settings.auth_rate_limit
+    loose = type(limit)(limit.amount * ACCOUNT_FACTOR, limit.multiples)
+    counts: list[Count] = [(limit, action, "client", network(request)), (loose, action, "account", account)]
+    with short_wait():
+        window_ends = await to_thread.run_sync(add, counts, limiter=own_threads)
+    must_count = success_counts
     try:
         yield
     except Exception as error:
-        counts = isinstance(error, HTTPException)  # a wrong password counts, an outage does not
+        must_count = isinstance(error, HTTPException)  # a wrong password counts, an outage does not
         raise
     finally:
-        if not counts:
-            for key in keys:
-                counters.hit(limit, *key, cost=-1)
+        if not must_count:
+            with short_wait():
+                await to_thread.run_sync(subtract, counts, window_ends, limiter=own_threads)
+
+
+def add(counts: list[Count]) -> list[float]:
+    counters = settings.rate_limit_storage
+    ends = []
+    for count in counts:
+        allowed = counters.hit(*count)
+        ends.append(counters.get_window_stats(*count).reset_time)
+        if not allowed:
+            wait = max(1, math.ceil(ends[-1] - time.time()))
+            raise HTTPException(429, "Too many attempts, try again later", {"Retry-After": str(wait)})
+    return ends
+
+
+def subtract(counts: list[Count], window_ends: list[float]) -> None:
+    for count, end in zip(counts, window_ends, strict=True):
+        if time.time() < end - 1:  # else the next window may have begun. (Redis rounds to seconds.)
+            settings.rate_limit_storage.hit(*count, cost=-1)
+
+
+# Redis may be frozen. Then attempts wait here, and not in the threads that all requests share.
+own_threads = anyio.CapacityLimiter(10)
+LONGEST_WAIT = 3.0  # seconds
+
+
+@contextmanager
+def short_wait() -> Iterator[None]:
+    try:
+        with anyio.fail_after(LONGEST_WAIT):
+            yield
+    except TimeoutError:
+        raise StorageError(TimeoutError("waited too long to count an attempt")) from None
 
 
 # Each customer of an IPv6 provider has a whole /64, so that counts as one client.

@@ -1,4 +1,4 @@
-"""Better Auth may rotate its keys, hang or be away: who has a token of a known key notices nothing."""
+"""Better Auth may rotate its keys, hang or be down: tokens with a known key still work."""
 
 import time
 from functools import lru_cache
@@ -17,11 +17,11 @@ class UnknownKeyError(jwt.InvalidTokenError):
 
 
 # The public keys of a Better Auth server (its JWKS), fetched when a token needs one not seen before.
-# PyJWT's own client fetches, but is not asked to remember: it would forget all keys after a while even
-# if the server is away, and while the server hangs let requests wait for one timeout after the other.
+# PyJWT's own client fetches them, with its cache off: that would drop all keys after a while even if the
+# server is down, and if it hangs, make requests wait for one timeout after another.
 class KeyRing:
     REFRESH = 3600.0  # seconds until the keys are fetched again, and withdrawn ones forgotten
-    PAUSE = 10.0  # seconds to leave the server alone, once it had nothing for us
+    PAUSE = 10.0  # seconds to pause after a fetch without the right key
     TIMEOUT = 4.0
 
     def __init__(self, url: str) -> None:
@@ -34,15 +34,15 @@ class KeyRing:
     async def key_for(self, token: str) -> jwt.PyJWK:
         kid = key_id(token)
         if kid in self.keys and self.fetching.locked():
-            return self.keys[kid]  # another request is fetching the list anew; until then this will do
+            return self.keys[kid]  # another request is already refreshing the list; until then use this one
         if self.needs_fetch(kid):
-            async with self.fetching:  # a hundred who need a key wait here for one response,
+            async with self.fetching:  # all requests that need a key share one response,
                 if self.needs_fetch(kid):  # and find it now
                     await self.fetch(kid)
         if kid in self.keys:
             return self.keys[kid]
         if self.failed:
-            raise HTTPException(503, "The sign-in server cannot be reached", {"Retry-After": "10"})
+            raise HTTPException(503, "The login server cannot be reached", {"Retry-After": "10"})
         raise UnknownKeyError
 
     def needs_fetch(self, kid: str) -> bool:
@@ -59,11 +59,11 @@ class KeyRing:
             self.keys = {key.key_id: key for key in usable if key.key_id}
             self.fresh_until = time.monotonic() + self.REFRESH
             self.failed = False
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is not the caller's fault)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is not the client's fault)
             logger.error("No keys from %s: %r", self.url, error)
             self.failed = True
-        # After a fetch that brought the key another may follow at once, so that a rotated key is taken on
-        # its first use. One that did not bring it may have been caused by anybody.
+        # After a fetch that found the key, the next may follow at once, so a rotated key works on first use.
+        # A fetch without it may be anyone's doing: pause.
         if self.failed or kid not in self.keys:
             self.paused_until = time.monotonic() + self.PAUSE
 

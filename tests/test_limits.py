@@ -1,7 +1,8 @@
-"""Limits on guessing passwords and on making accounts: for each client and for each account."""
+"""Limits on guessing passwords and on creating accounts: for each client and for each account."""
 
 import operator
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,11 +17,11 @@ from sqlalchemy import exc
 from starlette.types import Message, Receive, Scope, Send
 
 import main
-from hardening import turns
+from hardening import guesses, turns
 from hardening.parsing import limiter
 from hardening.settings import settings
 from routes import accounts
-from tests.conftest import Clock, check_error, check_unavailable, until, watched_client
+from tests.conftest import Caller, Clock, check_error, check_unavailable, until, watched_client
 from tests.support.accounts import PASSWORD, Account, new_email, post
 
 pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
@@ -28,12 +29,12 @@ pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords"
 
 @pytest.fixture
 def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of guesses would take long; that hashing is expensive is for test_accounts.py."""
+    """Hundreds of guesses would take long; that hashing is expensive is tested in test_accounts.py."""
     monkeypatch.setattr(accounts, "hash_password", str)
     monkeypatch.setattr(accounts, "password_matches", operator.eq)
 
 
-def caller(host: str) -> TestClient:
+def client_at(host: str) -> TestClient:
     return TestClient(main.app, client=(host, 50000))
 
 
@@ -49,34 +50,43 @@ def check_limited(response: Any, seconds: int) -> None:
 
 def test_one_client_may_fail_ten_times_a_minute(ann: Account, clock: Clock) -> None:
     for _ in range(10):
-        guess(caller("192.0.2.1"), new_email(), 1)
+        guess(client_at("192.0.2.1"), new_email(), 1)
     clock.forward(20)
-    check_limited(post(caller("192.0.2.1"), "login", ann.email), 40)
-    assert post(caller("192.0.2.2"), "login", ann.email).status_code == 200
+    check_limited(post(client_at("192.0.2.1"), "login", ann.email), 40)
+    assert post(client_at("192.0.2.2"), "login", ann.email).status_code == 200
     clock.forward(40)
-    assert post(caller("192.0.2.1"), "login", ann.email).status_code == 200
+    assert post(client_at("192.0.2.1"), "login", ann.email).status_code == 200
 
 
-def test_one_account_may_be_tried_ten_times_a_minute(ann: Account, clock: Clock) -> None:
+def test_one_account_may_be_tried_a_hundred_times_a_minute(ann: Account, clock: Clock) -> None:
     for number in range(10):
-        guess(caller(f"192.0.2.{number}"), ann.email, 1)
-    check_limited(post(caller("192.0.2.99"), "login", f" {ann.email.upper()}"), 60)
-    guess(caller("192.0.2.99"), new_email(), 1)
+        guess(client_at(f"192.0.2.{number}"), ann.email, 10)
+    check_limited(post(client_at("192.0.2.99"), "login", f" {ann.email.upper()}"), 60)
+    guess(client_at("192.0.2.99"), new_email(), 1)
     clock.forward(60)
-    assert post(caller("192.0.2.99"), "login", ann.email).status_code == 200
+    assert post(client_at("192.0.2.99"), "login", ann.email).status_code == 200
 
 
-def test_one_client_may_make_ten_accounts_a_minute(clock: Clock) -> None:
+@pytest.mark.usefixtures("clock")
+def test_no_single_client_can_lock_out_the_owner_of_an_account(ann: Account) -> None:
+    stranger, owner = client_at("192.0.2.1"), client_at("192.0.2.2")
+    guess(stranger, ann.email, 10)
+    for _ in range(200):
+        check_limited(post(stranger, "login", ann.email, "not the password"), 60)
+    assert post(owner, "login", ann.email).status_code == 200
+
+
+def test_one_client_may_create_ten_accounts_a_minute(clock: Clock) -> None:
     for _ in range(10):
-        assert post(caller("192.0.2.3"), "register", new_email()).status_code == 201
-    check_limited(post(caller("192.0.2.3"), "signup", new_email()), 60)
-    assert post(caller("192.0.2.4"), "register", new_email()).status_code == 201
+        assert post(client_at("192.0.2.3"), "register", new_email()).status_code == 201
+    check_limited(post(client_at("192.0.2.3"), "signup", new_email()), 60)
+    assert post(client_at("192.0.2.4"), "register", new_email()).status_code == 201
     clock.forward(60)
-    assert post(caller("192.0.2.3"), "register", new_email()).status_code == 201
+    assert post(client_at("192.0.2.3"), "register", new_email()).status_code == 201
 
 
-def test_accounts_that_cannot_be_made_count_as_well(ann: Account) -> None:
-    """Else one could ask for ever which addresses are taken."""
+def test_failed_registrations_count(ann: Account) -> None:
+    """Otherwise a client could find out which emails are taken."""
     for _ in range(9):
         check_error(post(ann.client, "register", ann.email), 409, "conflict")
     check_error(post(ann.client, "register", new_email()), 429, "too_many_requests")
@@ -97,8 +107,8 @@ CLIENTS = {
 @pytest.mark.parametrize(("first", "second", "status"), CLIENTS.values(), ids=CLIENTS)
 def test_client_is_an_ipv4_address_or_the_64_of_an_ipv6_one(first: str, second: str, status: int) -> None:
     for _ in range(10):
-        guess(caller(first), new_email(), 1)
-    assert post(caller(second), "login", new_email()).status_code == status
+        guess(client_at(first), new_email(), 1)
+    assert post(client_at(second), "login", new_email()).status_code == status
 
 
 @pytest.mark.usefixtures("clock")
@@ -108,11 +118,11 @@ def test_logging_in_again_and_again_locks_nobody_out(ann: Account) -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_login_is_given_back_before_its_response_is_sent(
+def test_good_login_is_uncounted_before_its_response(
     ann: Account, fresh_limits: FixedWindowRateLimiter
 ) -> None:
-    """Else one who reads slowly, or logs in again at once, would still be counted."""
-    counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the one in memory
+    """Otherwise it would still count for a client that reads slowly, or logs in again at once."""
+    counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the storage in memory
     counters.clear()
     seen: list[list[int]] = []
     client = watched_client(lambda: seen.append(list(counters.values())))
@@ -121,8 +131,22 @@ def test_login_is_given_back_before_its_response_is_sent(
 
 
 @pytest.mark.usefixtures("clock")
+def test_wrong_passwords_of_a_logged_in_client_count_as_failed_logins(ann: Account) -> None:
+    bearer = ann.login()
+    for _ in range(12):
+        assert ann.change_password(bearer, PASSWORD, "short").status_code == 422
+    for _ in range(3):
+        check_error(ann.change_password(bearer, "wrong", "battery staple"), 401, "unauthorized")
+        check_error(ann.delete(bearer, "wrong"), 401, "unauthorized")
+    guess(ann.client, new_email(), 4)
+    check_limited(ann.change_password(bearer, PASSWORD, "battery staple"), 60)
+    check_limited(ann.delete(bearer), 60)
+    check_limited(post(ann.client, "login", ann.email), 60)
+
+
+@pytest.mark.usefixtures("clock")
 def test_successful_login_does_not_reset_failures(ann: Account) -> None:
-    """Else a client that guesses could log in to its own account in between, and guess for ever."""
+    """Otherwise a client could log in to its own account in between, and guess for ever."""
     for _ in range(9):
         guess(ann.client, new_email(), 1)
         ann.login()
@@ -132,7 +156,7 @@ def test_successful_login_does_not_reset_failures(ann: Account) -> None:
 
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("path", ["register", "login"])
-def test_bodies_that_are_no_credentials_do_not_count(client: TestClient, path: str) -> None:
+def test_invalid_bodies_do_not_count(client: TestClient, path: str) -> None:
     for _ in range(12):
         check_error(post(client, path, "no address"), 422, "validation_error")
 
@@ -146,7 +170,7 @@ OUTAGES = {
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("path", ["register", "login"])
 @pytest.mark.parametrize("error", OUTAGES.values(), ids=OUTAGES)
-def test_outage_gives_the_attempt_back(
+def test_outage_does_not_count(
     ann: Account, monkeypatch: pytest.MonkeyPatch, path: str, error: Exception
 ) -> None:
     def away(*_arguments: object) -> None:
@@ -161,12 +185,25 @@ def test_outage_gives_the_attempt_back(
     assert post(ann.client, "register", new_email()).status_code == 201
 
 
-@pytest.mark.usefixtures("clock")
-def test_outage_before_the_endpoint_gives_the_attempt_back(
-    ann: Account, monkeypatch: pytest.MonkeyPatch
+def test_login_that_ends_in_the_next_window_changes_nothing_there(
+    ann: Account, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def slow(*_arguments: object) -> bool:
+        clock.forward(61)
+        return True
+
+    client = client_at("192.0.2.1")
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "RESPONSE_TIMEOUT", -1)  # whoever waits is too late
+        patch.setattr(accounts, "password_matches", slow)
+        assert post(client, "login", ann.email).status_code == 200
+    guess(client, ann.email, 10)
+    check_limited(post(client, "login", ann.email), 60)
+
+
+@pytest.mark.usefixtures("clock")
+def test_outage_before_the_endpoint_does_not_count(ann: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "RESPONSE_TIMEOUT", -1)  # each request has waited too long
         for _ in range(12):
             check_unavailable(post(ann.client, "login", ann.email))
     assert post(ann.client, "login", ann.email).status_code == 200
@@ -176,14 +213,14 @@ def test_outage_before_the_endpoint_gives_the_attempt_back(
 def test_attempts_are_counted_before_they_wait_for_their_turn(
     ann: Account, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a flood of guesses would make all others wait, and only then be told that it is too much."""
+    """Otherwise a flood of guesses would make all others wait before it is refused."""
     release = threading.Event()
     monkeypatch.setattr(accounts, "password_matches", lambda *_arguments: release.wait(10) and False)
-    counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the one in memory
+    counters = fresh_limits.storage.storage  # type: ignore[attr-defined]  # of the storage in memory
     with ThreadPoolExecutor(10) as pool:
         waiting = [pool.submit(post, ann.client, "login", ann.email) for _ in range(10)]
         try:
-            until(lambda: list(counters.values()).count(10) == 2)  # of the client and of the account
+            until(lambda: list(counters.values()).count(10) == 2)  # for the client and for the account
             check_limited(post(ann.client, "login", ann.email), 60)
             assert not any(login.done() for login in waiting)
         finally:
@@ -191,8 +228,8 @@ def test_attempts_are_counted_before_they_wait_for_their_turn(
         assert [login.result().status_code for login in waiting] == [401] * 10
 
 
-def test_turn_to_hash_is_free_before_the_response_is_sent(ann: Account) -> None:
-    """Else two clients who do not read could keep everybody from logging in."""
+def test_hashing_turn_ends_before_the_response(ann: Account) -> None:
+    """Otherwise two clients that do not read could keep everybody from logging in."""
 
     async def scenario() -> None:
         unread, both = [], anyio.Event()
@@ -220,6 +257,32 @@ def test_turn_to_hash_is_free_before_the_response_is_sent(ann: Account) -> None:
         assert response.status_code == 200
 
     anyio.run(scenario)
+
+
+def test_frozen_storage_is_a_503_and_blocks_nobody_else(
+    ann: Account, user: Caller, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, hit = threading.Event(), fresh_limits.hit
+
+    def frozen(*arguments: Any, **options: Any) -> bool:
+        release.wait(10)
+        return hit(*arguments, **options)
+
+    monkeypatch.setattr(fresh_limits, "hit", frozen)
+    monkeypatch.setattr(guesses, "LONGEST_WAIT", 0.5)
+    with ThreadPoolExecutor(60) as pool:
+        logins = [pool.submit(post, ann.client, "login", ann.email) for _ in range(60)]
+        try:
+            until(lambda: sum(login.done() for login in logins) == 50)
+            assert user("GET").status_code == 200
+            assert not release.is_set()
+        finally:
+            release.set()
+        responses = [login.result() for login in logins]
+    assert Counter(response.status_code for response in responses) == {503: 50, 200: 10}
+    for response in responses:
+        if response.status_code == 503:
+            check_unavailable(response)
 
 
 def test_storage_that_dies_is_a_503(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

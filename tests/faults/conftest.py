@@ -163,14 +163,14 @@ class Service:
 
 
 @contextmanager
-def service(url: str, *arguments: str, environment: str = "development") -> Iterator[Service]:
+def service(url: str, *arguments: str, environment: str = "development", **more: str) -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
 
         class Logged(Server):
             stdout = log  # a pipe that nobody reads would stop it some day
 
         clone = copy_project(Path(folder))
-        variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET, "ENVIRONMENT": environment}
+        variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET, "ENVIRONMENT": environment, **more}
         server = Logged(clone, "--no-access-log", "--timeout-keep-alive", "60", *arguments, **variables)
         it = Service(server, clone / "log")
         try:

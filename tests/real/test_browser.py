@@ -100,7 +100,7 @@ def test_the_first_steps_can_be_taken_on_the_docs_page(browser: Browser, clone: 
         assert docs.send("accounts-logout") == (204, None)
         assert browser.complaints() == []
         status, error = docs.send("tasks-list_tasks", **mine)
-    assert (status, error["error"]["message"]) == (401, "Token was signed out")
+    assert (status, error["error"]["message"]) == (401, "Token was revoked")
     (complaint,) = browser.complaints()
     assert "401" in complaint
     assert browser.hosts() == {urlsplit(server.url).netloc}

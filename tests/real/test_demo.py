@@ -289,9 +289,9 @@ def test_login_errors_are_shown(browser: Browser, page: Page) -> None:
     email = page.register()
     page.leave()
     page.enter("login", email, "wrong horse")
-    page.is_told(r"Wrong e-mail address or password\.")
+    page.is_told(r"Wrong email or password\.")
     page.enter("register", email)
-    page.is_told(r"There is already an account with this e-mail address\.")
+    page.is_told(r"There is already an account with this email\.")
     assert page.value("[name=email]") == email
     assert not page.shows("#notice button")  # trying again would not help
     page.enter("register", "someone.new@example.com", "short")
@@ -329,7 +329,7 @@ def test_typed_text_survives_a_logout(browser: Browser, page: Page) -> None:
     browser.paste("#add input", "Feed the c")
     log_out_elsewhere(page)
     page.rename("Water the plants", "Water the fern")
-    page.is_told(r"Token was signed out\. Log in again: your text is not lost\.")
+    page.is_told(r"Token was revoked\. Log in again: your text is not lost\.")
     assert not page.shows("ul")
     assert page.value("[name=email]") == email
     browser.press(PASSWORD, ENTER)  # the focus is in the field that is empty
@@ -359,7 +359,7 @@ def test_failed_action_is_not_retried_for_another_user(browser: Browser, page: P
     log_out_elsewhere(page)
     browser.paste("#add input", "Ann's secret")
     browser.press(ENTER)
-    page.is_told("Token was signed out.+")
+    page.is_told("Token was revoked.+")
     page.register()
     page.sees("#count", "Nothing here.")
     page.add("Bob's own")
@@ -372,7 +372,7 @@ def test_logout_after_token_is_revoked(browser: Browser, page: Page) -> None:
     page.add("Water the plants")
     log_out_elsewhere(page)
     browser.click("header button")
-    page.is_told("Token was signed out.+")
+    page.is_told("Token was revoked.+")
     browser.press(PASSWORD, ENTER)
     page.lists("Water the plants")  # and stays there
     browser("POST", "/refresh")

@@ -37,8 +37,21 @@ class Account:
     def get(self, bearer: str, path: str = "/api/auth/me") -> Any:
         return self.client.get(path, headers={"Authorization": f"Bearer {bearer}"})
 
+    def create_task(self, bearer: str) -> Any:
+        headers = {"Authorization": f"Bearer {bearer}"}
+        return self.client.post(f"/api/{self.id}/tasks", json={"title": "Mine"}, headers=headers)
+
     def logout(self, bearer: str) -> Any:
         return self.client.post("/api/auth/logout", headers={"Authorization": f"Bearer {bearer}"})
+
+    def change_password(self, bearer: str, old: str, new: str) -> Any:
+        body = {"password": old, "new_password": new}
+        headers = {"Authorization": f"Bearer {bearer}"}
+        return self.client.post("/api/auth/password", json=body, headers=headers)
+
+    def delete(self, bearer: str, password: str = PASSWORD) -> Any:
+        headers = {"Authorization": f"Bearer {bearer}"}
+        return self.client.request("DELETE", "/api/auth/me", json={"password": password}, headers=headers)
 
     def row(self) -> User:
         with Session(db.engine) as session:
