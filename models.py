@@ -9,21 +9,6 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
-# PostgreSQL cannot store the NUL character, so neither database is offered it.
-NO_NUL = r"^[^\x00]*$"
-# At least one character that is not blank. (min_length says so already; this tells generated clients.)
-NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
-Title = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=NOT_BLANK),
-    Field(schema_extra={"examples": ["Water the plants"]}),
-]
-Description = Annotated[
-    str,
-    StringConstraints(max_length=1000, pattern=NO_NUL),
-    Field(schema_extra={"examples": ["The fern likes it wet."]}),
-]
-
 
 def now() -> datetime:
     return datetime.now(UTC)
@@ -47,8 +32,24 @@ class Task(SQLModel, table=True):
     title: str = Field(max_length=200)
     description: str | None = Field(default=None, max_length=1000)
     completed: bool = False
-    created_at: datetime
-    updated_at: datetime
+    created_at: datetime = Field(default_factory=now)
+    updated_at: datetime = Field(default_factory=now)
+
+
+# PostgreSQL cannot store the NUL character, so neither database is offered it.
+NO_NUL = r"^[^\x00]*$"
+# At least one character that is not blank. (min_length says so already; this tells generated clients.)
+NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
+Title = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=NOT_BLANK),
+    Field(schema_extra={"examples": ["Water the plants"]}),
+]
+Description = Annotated[
+    str,
+    StringConstraints(max_length=1000, pattern=NO_NUL),
+    Field(schema_extra={"examples": ["The fern likes it wet."]}),
+]
 
 
 # A field that is MISSING was not sent: it is in no model_dump(), and /openapi.json shows no default for it.
@@ -89,7 +90,7 @@ class User(SQLModel, table=True):
     email: str = Field(max_length=254, unique=True)  # in lower case
     password_hash: str = Field(max_length=255)
     token_generation: int = 0  # the tokens of earlier generations are signed out
-    created_at: datetime
+    created_at: datetime = Field(default_factory=now)
 
 
 # Addresses such as ann@app.test are fine for a demo, and no mail is ever sent.
