@@ -9,12 +9,17 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
+BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite needs INTEGER for its ids
+# A migration must be able to name things, and SQLite gives no names. These are PostgreSQL's own.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+}
+
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite makes ids for INTEGER alone
 
 
 class Task(SQLModel, table=True):
@@ -23,6 +28,8 @@ class Task(SQLModel, table=True):
         # Lists are in this order by default. The indexes have it already, so the database need not sort.
         Index("ix_tasks_user_created", "user_id", "created_at", "id"),
         Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
+        # For foreign keys to (user_id, id), with which a row can belong to a task of the same user only.
+        Index("uq_tasks_user_id_id", "user_id", "id", unique=True),
         # Without this, SQLite may give the id of a deleted task to a new one.
         {"sqlite_autoincrement": True},
     )
