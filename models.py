@@ -9,6 +9,40 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
+BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite needs INTEGER for its ids
+# A migration must be able to name things, and SQLite gives no names. These are PostgreSQL's own.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+}
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Task(SQLModel, table=True):
+    __tablename__ = "tasks"
+    __table_args__ = (
+        # Lists are in this order by default. The indexes have it already, so the database need not sort.
+        Index("ix_tasks_user_created", "user_id", "created_at", "id"),
+        Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
+        # For foreign keys to (user_id, id), with which a row can belong to a task of the same user only.
+        Index("uq_tasks_user_id_id", "user_id", "id", unique=True),
+        # Without this, SQLite may give the id of a deleted task to a new one.
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)
+    user_id: str = Field(max_length=255)  # no foreign key: the accounts may live in Better Auth
+    title: str = Field(max_length=200)
+    description: str | None = Field(default=None, max_length=1000)
+    completed: bool = False
+    created_at: datetime = Field(default_factory=now)
+    updated_at: datetime = Field(default_factory=now)
+
+
 # PostgreSQL cannot store the NUL character, so neither database is offered it.
 NO_NUL = r"^[^\x00]*$"
 # At least one character that is not blank. (min_length says so already; this tells generated clients.)
@@ -23,32 +57,6 @@ Description = Annotated[
     StringConstraints(max_length=1000, pattern=NO_NUL),
     Field(schema_extra={"examples": ["The fern likes it wet."]}),
 ]
-
-
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite makes ids for INTEGER alone
-
-
-class Task(SQLModel, table=True):
-    __tablename__ = "tasks"
-    __table_args__ = (
-        # Lists are in this order by default. The indexes have it already, so the database need not sort.
-        Index("ix_tasks_user_created", "user_id", "created_at", "id"),
-        Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
-        # Without this, SQLite may give the id of a deleted task to a new one.
-        {"sqlite_autoincrement": True},
-    )
-
-    id: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)
-    user_id: str = Field(max_length=255)  # no foreign key: the accounts may live in Better Auth
-    title: str = Field(max_length=200)
-    description: str | None = Field(default=None, max_length=1000)
-    completed: bool = False
-    created_at: datetime
-    updated_at: datetime
 
 
 # A field that is MISSING was not sent: it is in no model_dump(), and /openapi.json shows no default for it.
@@ -89,7 +97,7 @@ class User(SQLModel, table=True):
     email: str = Field(max_length=254, unique=True)  # in lower case
     password_hash: str = Field(max_length=255)
     token_generation: int = 0  # tokens of earlier generations are revoked
-    created_at: datetime
+    created_at: datetime = Field(default_factory=now)
 
 
 # Addresses such as ann@app.test are fine for a demo, and no mail is ever sent.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alembic import context
-from sqlalchemy import Connection, NullPool, create_engine, exc
+from alembic.ddl.sqlite import SQLiteImpl
+from sqlalchemy import Connection, NullPool, Table, create_engine, exc
 from sqlmodel import SQLModel
 
 import models  # noqa: F401  (fills the metadata)
@@ -21,12 +22,12 @@ on_sqlite = url.drivername == "sqlite"
 engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", hide_parameters=True)
 
 
-# Other tables in the database, such as Better Auth's, are none of our business.
+# Other tables in the database, such as Better Auth's, are left alone.
 def is_ours(name: str | None, kind: str, _parents: object) -> bool:
     return kind != "table" or name in SQLModel.metadata.tables
 
 
-# Whether what we send can be read on its way: unencrypted, and beyond this machine and private networks.
+# Whether others could read the traffic: unencrypted, and beyond this machine and private networks.
 def can_be_read(connection: Any) -> bool:
     if connection.info.ssl_in_use:
         return False
@@ -37,8 +38,8 @@ def can_be_read(connection: Any) -> bool:
 
 
 # Write-ahead logging, so that readers and a writer do not wait for each other. It is a property of the file.
-# Who switches it on while another process does, or migrates, is told "database is locked" at once, and tries
-# again: SQLite's own waiting does not cover this.
+# While another process switches it on or migrates, SQLite says "database is locked" at once, however long it
+# may wait: so we try again.
 def write_ahead(connection: Connection) -> None:
     for _ in range(100):
         with suppress(exc.OperationalError):
@@ -47,12 +48,29 @@ def write_ahead(connection: Connection) -> None:
         time.sleep(0.05)
 
 
+# SQLite cannot alter a table: Alembic creates a copy with the change, fills it, and drops the original. The
+# copy must not give the ids of deleted rows to new ones either.
+class SQLite(SQLiteImpl):
+    __dialect__ = "sqlite"
+
+    def create_table(self, table: Table, **options: Any) -> None:
+        execute = context.get_bind().exec_driver_sql
+        find = (
+            "SELECT name FROM sqlite_master WHERE substr('_alembic_tmp_' || name, 1, 50) = ? AND sql LIKE ?"
+        )
+        if original := execute(find, (table.name, "%AUTOINCREMENT%")).scalar():
+            table.dialect_options["sqlite"]["autoincrement"] = True
+            last_id = "SELECT ?, seq FROM sqlite_sequence WHERE name = ?"
+            execute(f"INSERT INTO sqlite_sequence {last_id}", (table.name, original))
+        super().create_table(table, **options)
+
+
 def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=SQLModel.metadata,
         include_name=is_ours,
-        render_as_batch=True,  # SQLite cannot alter a table in place
+        render_as_batch=True,  # see SQLite above
     )
     context.run_migrations()
 
@@ -64,6 +82,9 @@ if on_sqlite:
 with engine.connect() as connection, connection.begin():
     if on_sqlite:
         write_ahead(connection)
+        connection.exec_driver_sql(
+            "PRAGMA foreign_keys = OFF"
+        )  # else rows go with the original of their parent
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
         if settings.environment != "development" and can_be_read(connection.connection.dbapi_connection):

@@ -1,4 +1,4 @@
-"""The task endpoints. Each runs one statement, and each statement says whose tasks it means."""
+"""The task endpoints. Each runs one statement, and each statement names the owner."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -22,16 +22,81 @@ router = APIRouter(
     route_class=OneThread,
 )
 
-BIG = 2**63 - 1  # the largest integer that both databases store
-TaskId = Annotated[int, Path(ge=1, le=BIG, description="The task's `id`", examples=[1])]
-Skip = Annotated[int, Query(ge=0, le=BIG, description="How many tasks to leave out")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="How many tasks to list at most")]
-# SkipJsonSchema: there is nothing to send for null; leave it out.
-Completed = Annotated[bool | SkipJsonSchema[None], Query(description="Completed tasks only, or open ones")]
-Status = Annotated[Literal["all", "pending", "completed"], Query(description="Another word for `completed`")]
-Search = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Text in a task")]
+MAX_INTEGER = 2**63 - 1  # in both databases
+TaskId = Annotated[int, Path(ge=1, le=MAX_INTEGER, description="The task's `id`", examples=[1])]
+
+
+@router.get("/{task_id}", response_model=TaskPublic, responses=can_fail(404), summary="Read one")
+def get_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
+    task = session.exec(select(Task).where(Task.user_id == owner, Task.id == task_id)).first()
+    return task_or_404(task)
+
+
+def task_or_404(task: Task | None) -> Task:
+    if task is None:
+        raise HTTPException(404, "Task not found")
+    return task
+
+
+@router.post(
+    "", response_model=TaskPublic, status_code=201, responses=can_fail(400, 413), summary="Create one"
+)
+def create_task(
+    owner: CurrentOwner, session: SessionDep, new: TaskCreate, request: Request, response: Response
+) -> Task:
+    """Create a task. The `Location` header is its URL."""
+    task = Task(**new.model_dump(), user_id=owner)
+    task.updated_at = task.created_at
+    session.add(task)
+    session.commit()  # INSERT ... RETURNING id; no refresh(): the task can still be read
+    response.headers["Location"] = f"{quote(request.scope['path'])}/{task.id}"
+    return task
+
+
+# Tutorials get a task, change it and save it. Here the database does all of that in one statement, UPDATE or
+# DELETE ... RETURNING, and nothing can happen in between. populate_existing: a task that the session has
+# loaded before gets the new values, too; so SQLAlchemy need not work them out (synchronize_session).
+def write(session: Session, statement: UpdateBase) -> Task:
+    options = {"populate_existing": True, "synchronize_session": False}
+    task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
+    session.commit()  # AUTOCOMMIT has saved it already; the plain session of a test does it here
+    return task_or_404(task)
+
+
+@router.patch(
+    "/{task_id}",
+    response_model=TaskPublic,
+    responses=can_fail(400, 404, 413),
+    summary="Change one, as PUT does",
+    name="patch_task",  # generated clients need a name for each route
+)
+@router.put("/{task_id}", response_model=TaskPublic, responses=can_fail(400, 404, 413), summary="Change one")
+def update_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId, changes: TaskUpdate) -> Task:
+    """Change a task. Fields that you leave out stay as they are; `"description": null` clears it."""
+    statement = update(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
+    return write(session, statement.values(**changes.model_dump(), updated_at=now()))
+
+
+@router.patch("/{task_id}/complete", response_model=TaskPublic, responses=can_fail(404), summary="Toggle one")
+def toggle_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
+    """Mark a task as completed, or as not completed if it was."""
+    statement = update(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
+    return write(session, statement.values(completed=not_(col(Task.completed)), updated_at=now()))
+
+
+@router.delete("/{task_id}", status_code=204, responses=can_fail(404), summary="Delete one")
+def delete_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> None:
+    write(session, delete(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id))
+
+
+Skip = Annotated[int, Query(ge=0, le=MAX_INTEGER, description="Number of tasks to leave out")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="Maximum number of tasks")]
+# SkipJsonSchema: a query cannot send null, so /openapi.json does not offer it.
+Completed = Annotated[bool | SkipJsonSchema[None], Query(description="true: completed; false: pending")]
+Status = Annotated[Literal["all", "pending", "completed"], Query(description="The same filter, in words")]
+Search = Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="Text to find")]
 Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at", "title", "-title"]
-SORTED_BY = {  # col() is for type checkers, and changes nothing: it says that this is a column, not a value
+SORTED_BY = {  # col() only tells type checkers that this is a column, not a value
     "created_at": col(Task.created_at),
     "updated_at": col(Task.updated_at),
     "title": func.lower(Task.title),
@@ -51,7 +116,7 @@ def list_tasks(
     search: Search = None,
     sort: Sort = "-created_at",
 ) -> Sequence[Task]:
-    """Your tasks, newest first unless sort says otherwise. The header Link leads to the pages around it."""
+    """Your tasks, newest first unless you sort them. The `Link` header has the next and the previous page."""
     statement = select(Task).where(Task.user_id == owner)
     if completed is not None:
         statement = statement.where(Task.completed == completed)
@@ -66,7 +131,7 @@ def list_tasks(
     order = [SORTED_BY[sort.removeprefix("-")], col(Task.id)]
     if sort.startswith("-"):
         order = [column.desc() for column in order]
-    # One more than asked for tells whether there is a next page.
+    # One more than asked for shows whether there is a next page.
     tasks = session.exec(statement.order_by(*order).offset(skip).limit(limit + 1)).all()
     if len(tasks) > limit:
         response.headers.append("Link", page_link(request, skip + limit, "next"))
@@ -77,66 +142,5 @@ def list_tasks(
 
 def page_link(request: Request, skip: int, rel: str) -> str:
     query = request.url.include_query_params(skip=skip).query
-    # The server has decoded the path, and a header takes ASCII alone.
+    # The path is decoded, and headers are ASCII only.
     return f'<{quote(request.scope["path"])}?{query}>; rel="{rel}"'
-
-
-@router.post("", response_model=TaskPublic, status_code=201, responses=can_fail(400, 413), summary="Add one")
-def create_task(
-    owner: CurrentOwner, session: SessionDep, new: TaskCreate, request: Request, response: Response
-) -> Task:
-    """Make a task. The `Location` header is its URL."""
-    time = now()
-    task = Task(**new.model_dump(), user_id=owner, created_at=time, updated_at=time)
-    session.add(task)
-    session.commit()  # INSERT ... RETURNING id; no refresh(): after our commit the task is still readable
-    response.headers["Location"] = f"{quote(request.scope['path'])}/{task.id}"
-    return task
-
-
-@router.get("/{task_id}", response_model=TaskPublic, responses=can_fail(404), summary="Read one")
-def get_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
-    task = session.exec(select(Task).where(Task.user_id == owner, Task.id == task_id)).first()
-    return task_or_404(task)
-
-
-def task_or_404(task: Task | None) -> Task:
-    if task is None:
-        raise HTTPException(404, "Task not found")
-    return task
-
-
-# Tutorials get a task, change it and save it. Here the database does all of that in one statement, UPDATE or
-# DELETE ... RETURNING, and nothing can happen in between. (synchronize_session is for tasks that the session
-# has loaded before; here there are none.)
-def write(session: Session, statement: UpdateBase) -> Task:
-    options = {"synchronize_session": False}
-    task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
-    session.commit()  # AUTOCOMMIT has written it already; a plain session in place of ours would do it here
-    return task_or_404(task)
-
-
-@router.patch(
-    "/{task_id}",
-    response_model=TaskPublic,
-    responses=can_fail(400, 404, 413),
-    summary="Change one, as PUT does",
-    name="patch_task",  # two routes of one function need two names, for generated clients
-)
-@router.put("/{task_id}", response_model=TaskPublic, responses=can_fail(400, 404, 413), summary="Change one")
-def update_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId, changes: TaskUpdate) -> Task:
-    """Change a task. Fields that you leave out stay as they are; `"description": null` clears it."""
-    statement = update(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
-    return write(session, statement.values(**changes.model_dump(), updated_at=now()))
-
-
-@router.patch("/{task_id}/complete", response_model=TaskPublic, responses=can_fail(404), summary="Toggle one")
-def toggle_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> Task:
-    """Mark a task as completed, or as not completed if it was."""
-    statement = update(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id)
-    return write(session, statement.values(completed=not_(col(Task.completed)), updated_at=now()))
-
-
-@router.delete("/{task_id}", status_code=204, responses=can_fail(404), summary="Delete one")
-def delete_task(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> None:
-    write(session, delete(Task).where(col(Task.user_id) == owner, col(Task.id) == task_id))

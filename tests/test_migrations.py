@@ -1,7 +1,11 @@
 """The schema: made by migrations alone, as the models say, at every start."""
 
 import ipaddress
+import os
+import secrets
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,8 +19,22 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import exc, inspect, text
-from sqlmodel import Session
+from sqlalchemy import (
+    URL,
+    Column,
+    ForeignKey,
+    Integer,
+    MetaData,
+    NullPool,
+    String,
+    Table,
+    create_engine,
+    event,
+    exc,
+    inspect,
+    text,
+)
+from sqlmodel import Session, SQLModel
 
 import db
 import main
@@ -24,7 +42,7 @@ from hardening.parsing import parse_database
 from hardening.settings import ROOT, settings
 from models import User, now
 from tests.conftest import Caller, Refusal
-from tests.support.environment import on_postgres, on_sqlite
+from tests.support.environment import POSTGRES, administer, on_postgres, on_sqlite
 
 ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
 
@@ -48,6 +66,32 @@ def test_address_is_unique_in_the_database_too() -> None:
         session.add(User(id=uuid.uuid4().hex, **columns))
         with pytest.raises(exc.IntegrityError):
             session.commit()
+
+
+def foreign_keys_without_owner(metadata: MetaData) -> Iterator[str]:
+    """With such a key between two tables with a user_id, a row could belong to another user's row."""
+    for table in metadata.tables.values():
+        for key in table.foreign_key_constraints:
+            columns = {element.parent.name: element.column.name for element in key.elements}
+            both_have_owners = "user_id" in table.c and "user_id" in key.referred_table.c
+            if both_have_owners and columns.get("user_id") != "user_id":
+                here = ["user_id", *columns]
+                there = [f"{key.referred_table.name}.{name}" for name in ("user_id", *columns.values())]
+                yield f"{table.name}: write ForeignKeyConstraint({here}, {there}) in its __table_args__"
+
+
+def test_foreign_keys_between_tables_of_users_carry_the_owner() -> None:
+    assert list(foreign_keys_without_owner(SQLModel.metadata)) == []
+
+
+def test_foreign_key_without_the_owner_is_found_and_the_remedy_named() -> None:
+    metadata = MetaData()
+    Table("tasks", metadata, Column("id", Integer), Column("user_id", String))
+    Table("comments", metadata, Column("user_id", String), Column("task_id", ForeignKey("tasks.id")))
+    remedy = (
+        "ForeignKeyConstraint(['user_id', 'task_id'], ['tasks.user_id', 'tasks.id']) in its __table_args__"
+    )
+    assert list(foreign_keys_without_owner(metadata)) == [f"comments: write {remedy}"]
 
 
 @pytest.fixture
@@ -109,6 +153,19 @@ def test_write_ahead_logging_is_switched_on_though_another_process_migrates(
         assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+@on_sqlite
+def test_file_of_an_earlier_version_is_as_the_models_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its constraints have no names."""
+    monkeypatch.setattr(settings, "database_url", db.engine.url.set(database=f"{tmp_path}/old.db"))
+    with monkeypatch.context() as earlier:
+        earlier.setattr(SQLModel.metadata, "naming_convention", {})
+        command.upgrade(ALEMBIC, "0002")
+    command.upgrade(ALEMBIC, "head")
+    command.check(ALEMBIC)
+
+
 ERRORS = {
     "database": exc.OperationalError("connect", {}, Exception("no\nresponse")),
     "options": ValueError("no\nresponse"),
@@ -145,3 +202,127 @@ def test_unencrypted_connection_beyond_private_networks_is_warned_of(
     monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=far_away))
     command.upgrade(ALEMBIC, "head")
     assert ("The connection to the database is not encrypted" in caplog.text) is warned
+
+
+# Migrations that Alembic writes for a team's own tables, applied as they are
+
+COMMENTS = """
+
+class Comment(SQLModel, table=True):
+    __tablename__ = "comments"
+    __table_args__ = (
+        ForeignKeyConstraint(["user_id", "task_id"], ["tasks.user_id", "tasks.id"], ondelete="CASCADE"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)
+    user_id: str = Field(max_length=255)
+    task_id: int = Field(sa_type=BIG_INTEGER)
+"""
+PROJECTS = """
+
+class Project(SQLModel, table=True):
+    __tablename__ = "projects"
+    __table_args__ = (
+        Index("uq_projects_user_id_id", "user_id", "id", unique=True),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)
+    user_id: str = Field(max_length=255)
+"""
+IN_TASK = """
+    project_id: int | None = Field(default=None, sa_type=BIG_INTEGER)
+    slug: str | None = Field(default=None, max_length=50, unique=True)
+"""
+REFERENCE = """
+        ForeignKeyConstraint(["user_id", "project_id"], ["projects.user_id", "projects.id"]),
+"""
+
+
+class Copy:
+    """A copy of the project, with a database of its own."""
+
+    def __init__(self, folder: Path, url: URL) -> None:
+        self.folder = folder
+        self.url = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
+        self.engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        if not POSTGRES:
+            event.listen(self.engine, "connect", lambda new, _: new.execute("PRAGMA foreign_keys = ON"))
+
+    def alembic(self, *arguments: str) -> None:
+        environment = os.environ | {"DATABASE_URL": self.url}
+        call = [sys.executable, "-m", "alembic", *arguments]
+        done = subprocess.run(
+            call, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def migrate(self, changes: dict[str, str]) -> None:
+        """Put something below lines of models.py, let Alembic write the migration, and apply it as it is."""
+        models = self.folder / "models.py"
+        code = models.read_text(encoding="utf-8")
+        for line, addition in changes.items():
+            assert code.count(line) >= 1, line
+            code = code.replace(line, line + addition, 1)
+        models.write_text(code, encoding="utf-8")
+        self.alembic("revision", "--autogenerate", "-m", "more")
+        self.alembic("upgrade", "head")
+        self.alembic("check")
+
+    def sql(self, statement: str) -> Any:
+        with self.engine.connect() as connection:
+            result = connection.exec_driver_sql(statement)
+            return result.all() if result.returns_rows else None
+
+    def add_task(self, **columns: object) -> int:
+        common = {
+            "user_id": "ann",
+            "title": "x",
+            "completed": False,
+            "created_at": now(),
+            "updated_at": now(),
+        }
+        values = common | columns
+        names, placeholders = ", ".join(values), ", ".join(f":{name}" for name in values)
+        insert = f"INSERT INTO tasks ({names}) VALUES ({placeholders}) RETURNING id"
+        with self.engine.connect() as connection:
+            return int(connection.execute(text(insert), values).scalar_one())
+
+
+@pytest.fixture
+def copy(clone: Path) -> Iterator[Copy]:
+    name = f"todo_test_{secrets.token_hex(4)}" if POSTGRES else f"{clone}/todo.db"
+    if POSTGRES:
+        administer(f"CREATE DATABASE {name}")
+    yield Copy(clone, db.engine.url.set(database=name))
+    if POSTGRES:
+        administer(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.mark.slow
+def test_generated_migrations_work_unedited_and_lose_no_rows_and_no_ids(copy: Copy) -> None:
+    end_of_models = (copy.folder / "models.py").read_text(encoding="utf-8")[-40:]
+    copy.alembic("upgrade", "head")
+    assert [copy.add_task() for _ in range(3)] == [1, 2, 3]
+    copy.sql("DELETE FROM tasks WHERE id = 3")
+    copy.migrate({"from sqlalchemy import ": "ForeignKeyConstraint, ", end_of_models: COMMENTS})
+    copy.sql("INSERT INTO comments (user_id, task_id) VALUES ('ann', 1), ('ann', 2)")
+
+    # To a table that has rows: a unique column, and a foreign key.
+    copy.migrate(
+        {"    completed: bool = False": IN_TASK, "    __table_args__ = (": REFERENCE, COMMENTS: PROJECTS}
+    )
+    assert copy.sql("SELECT id FROM tasks ORDER BY id") == [(1,), (2,)]
+    assert copy.sql("SELECT task_id FROM comments ORDER BY task_id") == [(1,), (2,)]
+    newest = copy.add_task(slug="a")
+    assert newest > 3
+    for wrong in ({"slug": "a"}, {"project_id": 1}):
+        with pytest.raises(exc.IntegrityError):
+            copy.add_task(**wrong)
+    copy.sql(f"DELETE FROM tasks WHERE id IN (1, {newest})")
+    assert copy.sql("SELECT task_id FROM comments") == [(2,)]
+
+    copy.alembic("downgrade", "0003")
+    assert copy.sql("SELECT id FROM tasks") == [(2,)]
+    assert copy.add_task() > newest

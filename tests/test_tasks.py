@@ -5,7 +5,11 @@ from typing import Any
 
 import pytest
 from anyio import to_thread
+from sqlmodel import Session
 
+import db
+from models import TaskUpdate
+from routes.tasks import get_task, toggle_task, update_task
 from tests.conftest import Caller, check_error
 from tests.support.counting import counted
 
@@ -131,6 +135,15 @@ def test_toggle_completes_a_task_and_opens_it_again(user: Caller) -> None:
     assert there == task | {"completed": True, "updated_at": there["updated_at"]}
     assert back == task | {"completed": False, "updated_at": back["updated_at"]}
     assert task["updated_at"] < there["updated_at"] < back["updated_at"]
+
+
+def test_changes_after_a_read_in_the_same_session_return_the_new_values(user: Caller) -> None:
+    task_id = user.make("Old")["id"]
+    with Session(db.engine, expire_on_commit=False) as session:
+        before = get_task(user.user_id, session, task_id)  # the session knows it as long as we do
+        assert before.title == "Old"
+        assert update_task(user.user_id, session, task_id, TaskUpdate(title="New")).title == "New"
+        assert toggle_task(user.user_id, session, task_id).completed is True
 
 
 def test_delete_deletes_once_and_ids_are_not_used_again(user: Caller) -> None:
