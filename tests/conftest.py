@@ -102,6 +102,16 @@ def check_error(response: Any, status: int, code: str) -> Any:
     return body["error"]["message"]
 
 
+FIELDS = {"id", "user_id", "title", "description", "completed", "created_at", "updated_at"}
+
+
+def check_change(before: dict[str, Any], after: dict[str, Any], **changes: object) -> None:
+    """Of the fields that the contract promises, only these have changed. Fields of your own may, too."""
+    expected = before | {"updated_at": after["updated_at"]} | changes
+    assert {name: after[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
+    assert after["updated_at"] > before["updated_at"]
+
+
 def check_refused(response: Any, message: str) -> None:
     """A 401, and why."""
     assert check_error(response, 401, "unauthorized") == message

@@ -1,6 +1,7 @@
 """What /docs, /redoc and /openapi.json show, and the first page."""
 
 import re
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -30,60 +31,62 @@ def test_pages_name_no_other_host(client: TestClient, page: str) -> None:
     assert "https://" not in response.text
 
 
+def operations(client: TestClient) -> dict[str, dict[str, Any]]:
+    """What /openapi.json says of each: "GET /health" and so on."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, methods in client.get("/openapi.json").json()["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
 def test_every_operation_is_described(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    operations = [operation for path in paths.values() for operation in path.values()]
-    assert len(operations) >= 13
-    names = [operation["operationId"] for operation in operations]
+    """Those that you add as well."""
+    names = [operation["operationId"] for operation in operations(client).values()]
     assert len(set(names)) == len(names)
-    for operation in operations:
-        assert operation["summary"]
-        assert len(operation["tags"]) == 1
-        for status, response in operation["responses"].items():
+    for call, operation in operations(client).items():
+        assert operation["summary"], call
+        assert len(operation["tags"]) == 1, call
+        assert re.fullmatch("[a-z][a-z0-9_]*", operation["operationId"]), call
+        statuses = set(operation["responses"])
+        if "security" in operation:
+            assert statuses >= {"401", "500", "503"}, call
+        if "{user_id}" in call:
+            assert "403" in statuses, call
+        if "requestBody" in operation:
+            assert statuses >= {"400", "413", "422"}, call
+        for status in statuses:
             if status.startswith(("4", "5")):
-                schema = response["content"]["application/json"]["schema"]
-                assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+                schema = operation["responses"][status]["content"]["application/json"]["schema"]
+                assert schema == {"$ref": "#/components/schemas/ErrorResponse"}, call
 
 
-STATUSES = {
-    "GET /": "200",
-    "GET /health": "200 500 503",
-    "GET /api/{user_id}/tasks": "200 401 403 422 500 503",
-    "POST /api/{user_id}/tasks": "201 400 401 403 413 422 500 503",
-    "GET /api/{user_id}/tasks/{task_id}": "200 401 403 404 422 500 503",
-    "PUT /api/{user_id}/tasks/{task_id}": "200 400 401 403 404 413 422 500 503",
-    "PATCH /api/{user_id}/tasks/{task_id}": "200 400 401 403 404 413 422 500 503",
-    "DELETE /api/{user_id}/tasks/{task_id}": "204 401 403 404 422 500 503",
-    "PATCH /api/{user_id}/tasks/{task_id}/complete": "200 401 403 404 422 500 503",
-    "GET /api/auth/me": "200 401 500 503",
-    "DELETE /api/auth/me": "204 400 401 413 422 429 500 503",
-    "POST /api/auth/register": "201 400 409 413 422 429 500 503",
-    "POST /api/auth/signup": "201 400 409 413 422 429 500 503",
-    "POST /api/auth/login": "200 400 401 413 422 429 500 503",
-    "POST /api/auth/signin": "200 400 401 413 422 429 500 503",
-    "POST /api/auth/logout": "204 400 401 500 503",
-    "POST /api/auth/password": "200 400 401 413 422 429 500 503",
+# How generated clients call it, and the statuses.
+OPERATIONS = {
+    "GET /": ("root", "200"),
+    "GET /health": ("health", "200 500 503"),
+    "GET /api/{user_id}/tasks": ("list_tasks", "200 401 403 422 500 503"),
+    "POST /api/{user_id}/tasks": ("create_task", "201 400 401 403 413 422 500 503"),
+    "GET /api/{user_id}/tasks/{task_id}": ("get_task", "200 401 403 404 422 500 503"),
+    "PUT /api/{user_id}/tasks/{task_id}": ("update_task", "200 400 401 403 404 413 422 500 503"),
+    "PATCH /api/{user_id}/tasks/{task_id}": ("patch_task", "200 400 401 403 404 413 422 500 503"),
+    "DELETE /api/{user_id}/tasks/{task_id}": ("delete_task", "204 401 403 404 422 500 503"),
+    "PATCH /api/{user_id}/tasks/{task_id}/complete": ("toggle_task", "200 401 403 404 422 500 503"),
+    "GET /api/auth/me": ("me", "200 401 500 503"),
+    "DELETE /api/auth/me": ("delete_account", "204 400 401 413 422 429 500 503"),
+    "POST /api/auth/register": ("register", "201 400 409 413 422 429 500 503"),
+    "POST /api/auth/signup": ("signup", "201 400 409 413 422 429 500 503"),
+    "POST /api/auth/login": ("login", "200 400 401 413 422 429 500 503"),
+    "POST /api/auth/signin": ("signin", "200 400 401 413 422 429 500 503"),
+    "POST /api/auth/password": ("change_password", "200 400 401 413 422 429 500 503"),
+    "POST /api/auth/logout": ("logout", "204 400 401 500 503"),
 }
 
 
-def test_every_status_of_every_operation_is_documented(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    documented = {
-        f"{method.upper()} {path}": " ".join(sorted(operation["responses"]))
-        for path, operations in paths.items()
-        for method, operation in operations.items()
-    }
-    assert documented == STATUSES
-
-
-def test_operations_are_named_as_generated_clients_should_call_them(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    names = [operation["operationId"] for path in paths.values() for operation in path.values()]
-    assert sorted(names) == [
-        *("change_password", "create_task", "delete_account", "delete_task", "get_task", "health"),
-        *("list_tasks", "login", "logout", "me", "patch_task", "register", "root", "signin", "signup"),
-        *("toggle_task", "update_task"),
-    ]
+@pytest.mark.parametrize("call", OPERATIONS)
+def test_names_and_statuses_are_documented(client: TestClient, call: str) -> None:
+    operation = operations(client)[call]
+    assert (operation["operationId"], " ".join(sorted(operation["responses"]))) == OPERATIONS[call]
 
 
 def test_forms_hide_what_is_typed_as_a_password(client: TestClient) -> None:
@@ -99,7 +102,7 @@ def test_registration_is_described_as_a_user_and_a_login(client: TestClient) -> 
     for path in ("/api/auth/register", "/api/auth/signup"):
         schema = document["paths"][path]["post"]["responses"]["201"]["content"]["application/json"]["schema"]
         registered = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
-        assert set(registered["properties"]) == {
+        assert set(registered["properties"]) >= {
             *("id", "email", "created_at"),
             *("access_token", "token_type", "expires_in", "user"),
         }
@@ -111,7 +114,8 @@ def test_fields_that_may_be_left_out_have_no_default(client: TestClient, model: 
     schema = client.get("/openapi.json").json()["components"]["schemas"][model]
     assert schema["properties"].keys() >= {"title", "description", "completed"}
     assert not [field for field in schema["properties"].values() if "default" in field]
-    assert schema.get("required", []) == (["title"] if model == "TaskCreate" else [])
+    assert ("title" in schema.get("required", [])) is (model == "TaskCreate")
+    assert not {"description", "completed"} & set(schema.get("required", []))
 
 
 def test_description_says_where_tokens_are(client: TestClient) -> None:

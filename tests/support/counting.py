@@ -1,4 +1,4 @@
-"""What the database is asked, and how often."""
+"""What the app sends to the database, and how often."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,26 +7,7 @@ from typing import Any
 from sqlalchemy import event
 
 import db
-from tests.support.environment import POSTGRES, wire
-
-statements: list[str] = []  # all that SQLite was given to run
-
-if not POSTGRES:
-
-    @event.listens_for(db.engine, "connect")
-    def listen(connection: Any, _record: object) -> None:
-        connection.set_trace_callback(statements.append)
-
-
-@contextmanager
-def counted() -> Iterator[Callable[[], int]]:
-    """Count what the database is asked: round trips on the wire of PostgreSQL, statements in SQLite."""
-
-    def count() -> int:
-        return wire.trips if wire else len(statements)
-
-    before = count()
-    yield lambda: count() - before
+from tests.support.environment import wire
 
 
 @contextmanager
@@ -42,3 +23,11 @@ def sent_statements() -> Iterator[list[tuple[str, Any]]]:
         yield sent
     finally:
         event.remove(db.engine, "before_cursor_execute", remember)
+
+
+@contextmanager
+def counted() -> Iterator[Callable[[], int]]:
+    """Count round trips on the wire of PostgreSQL, and statements sent to SQLite."""
+    with sent_statements() as sent:
+        before = wire.trips if wire else 0
+        yield lambda: wire.trips - before if wire else len(sent)
