@@ -105,8 +105,8 @@ def unauthorized(message: str) -> HTTPException:
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
-# 3. The current user. From here to the end of the request, the session refuses each statement on a table with
-# a user_id that does not name this user. (It does not filter: you write the where(). `users` is exempt.)
+# 3. The current user. From here to the end of the request, the session refuses a statement on a table with a
+# user_id that does not name this user, and adds the condition for all others. (`users` is exempt.)
 
 
 # A user with many requests waits for their own.
