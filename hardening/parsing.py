@@ -60,9 +60,8 @@ def parse_postgres(text: str) -> URL:
         unknown_option = re.search(r'invalid URI query parameter: "\w+"', str(error))
         reason = unknown_option[0] if unknown_option else f"not such as {EXAMPLE}, with %25 for a %"
         raise ValueError(reason) from None
-    if re.search(r"[?&]host=.*[?&]host=", text) or has_a_port(
-        given.get("host", "")
-    ):  # as in SQLAlchemy's docs
+    repeated = re.search(r"[?&]host=.*[?&]host=", text)  # as SQLAlchemy's docs write several hosts
+    if repeated or has_a_port(given.get("host", "")):
         raise ValueError("hosts and ports are written postgresql://user:password@a:5432,b:5432/name")
     if re.search(r"[^\d,]", given.get("port", "")):
         raise ValueError("the port is not a number")
