@@ -1,4 +1,4 @@
-"""Who may reach what: the token decides, and the path must match it. Here the tokens of the shared secret."""
+"""The token decides what a user may reach, and the path must match it. Here: tokens of the shared secret."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ def get(client: TestClient, bearer: str, path: str = "/api/someone/tasks") -> An
     return client.get(path, headers={"Authorization": f"Bearer {bearer}"})
 
 
-# What a good token is
+# Good tokens
 
 GOOD_TOKENS = {
     "plain": token(),
@@ -79,7 +79,7 @@ AUDIENCES: dict[str, tuple[object, bool]] = {
     "empty text": ("", True),
     "null": (None, True),
     "empty list": ([], True),
-    "somebody else": ("https://elsewhere.example", False),
+    "another server": ("https://elsewhere.example", False),
     "a list of others": (["https://elsewhere.example", "x"], False),
     "a frontend and more": (f"{ORIGIN}.evil.example", False),
     "a frontend with a slash": (f"{ORIGIN}/", False),
@@ -129,7 +129,7 @@ def test_token_expires_to_the_second(client: TestClient, clock: Clock, seconds: 
     assert get(client, token(exp=int(time.time()) + seconds)).status_code == status
 
 
-# What is no good token, and how the message tells the mistake
+# Bad tokens, and messages that name the mistake
 
 WRONG_ALGORITHM = (
     "Token is signed with the wrong algorithm; for Better Auth tokens, set BETTER_AUTH_URL on this API"
@@ -169,7 +169,7 @@ MISTAKES = {
     "no exp": (signed(HS256, {"sub": "someone"}), "Token lacks a required claim"),
     "no sub": (signed(HS256, {"exp": SOON}), "Token lacks a required claim"),
     "another secret": (token(key="0" * 64), FORGED),
-    "blank sub": (token(" "), "The sub of the token is not a user id"),
+    "sub of a space": (token(" "), "The sub of the token is not a user id"),
     "sub of 256 characters": (token("x" * 256), "The sub of the token is not a user id"),
     "sub with a slash": (token("some/one"), "The sub of the token is not a user id"),
     "sub with a control character": (token("some\none"), "The sub of the token is not a user id"),
@@ -199,7 +199,7 @@ def test_refusal_is_logged_once_without_the_token(
 SCHEMES = {
     "empty": "",
     "no token": "Bearer",
-    "blank token": "Bearer ",
+    "space for a token": "Bearer ",
     "Basic": "Basic dXNlcjpwdw==",
     "Token": "Token {}",
     "no scheme": "{}",
@@ -233,16 +233,16 @@ def test_token_in_the_query_or_a_cookie_does_not_count(client: TestClient) -> No
     check_refused(response, "Not authenticated")
 
 
-# Whose tasks
+# The owner in the path
 
 
 def spellings(user_id: str) -> dict[str, str]:
-    """Of the id in a path: each looks like it to somebody, and none is it."""
+    """Spellings of the id in a path: each looks like the id to some program, and none is it."""
     return {
         "upper case": user_id.upper(),
         "lower case": user_id.lower(),
-        "blank before": f"%20{user_id}",
-        "blank behind": f"{user_id}%20",
+        "space before": f"%20{user_id}",
+        "space behind": f"{user_id}%20",
         "plus": f"+{user_id}",
         "tab": f"{user_id}%09",
         "line break": f"{user_id}%0A",
@@ -304,7 +304,7 @@ def test_no_route_serves_another_users_path(user: Caller, stranger: Caller) -> N
     routes = [(method.upper(), path) for path in paths if "{" in path for method in paths[path]]
     assert len(routes) >= 7
     for method, path in routes:
-        assert path.startswith("/api/{user_id}/"), "whose is it?"
+        assert path.startswith("/api/{user_id}/"), "a route without an owner"
         url = path.replace("{user_id}", user.user_id)
         url = re.sub(r"{\w+}", str(task["id"]), url)
         body = {"title": "stolen", "user_id": stranger.user_id, "id": task["id"]}

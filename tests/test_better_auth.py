@@ -1,4 +1,4 @@
-"""Tokens as Better Auth issues them, and a server of keys that can rotate, hang and talk nonsense."""
+"""Tokens as Better Auth issues them, and a key server that rotates keys, hangs or sends garbage."""
 
 import json
 import threading
@@ -62,7 +62,7 @@ class BetterAuth:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                with suppress(BrokenPipeError):  # who asked has given up
+                with suppress(BrokenPipeError):  # the client has timed out
                     self.respond()
 
             def respond(self) -> None:
@@ -144,7 +144,7 @@ WRONG_ALGORITHM = "Token is signed with the wrong algorithm"
 UNKNOWN_KEY = "Token is signed with an unknown key"
 FORGED = "Token was changed, or signed with another secret or key"
 
-# What a good token is
+# Good tokens
 
 
 @pytest.mark.parametrize("alg", ["EdDSA", "ES256", "ES512", "PS256", "RS256"])
@@ -226,7 +226,7 @@ CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
     "no exp": ({"exp": None}, "Token lacks a required claim"),
     "no iss": ({"iss": None}, "Token lacks a required claim"),
     "no aud": ({"aud": None}, "Token lacks a required claim"),
-    "blank sub": ({"sub": " "}, "The sub of the token is not a user id"),
+    "sub of a space": ({"sub": " "}, "The sub of the token is not a user id"),
 }
 
 

@@ -158,11 +158,11 @@ def test_successful_login_does_not_reset_failures(ann: Account) -> None:
 @pytest.mark.parametrize("path", ["register", "login"])
 def test_invalid_bodies_do_not_count(client: TestClient, path: str) -> None:
     for _ in range(12):
-        check_error(post(client, path, "no address"), 422, "validation_error")
+        check_error(post(client, path, "no email"), 422, "validation_error")
 
 
 OUTAGES = {
-    "database": exc.OperationalError("SELECT", {}, Exception("away")),
+    "database": exc.OperationalError("SELECT", {}, Exception("down")),
     "no turn": exc.TimeoutError("too slow"),
 }
 
@@ -173,12 +173,12 @@ OUTAGES = {
 def test_outage_does_not_count(
     ann: Account, monkeypatch: pytest.MonkeyPatch, path: str, error: Exception
 ) -> None:
-    def away(*_arguments: object) -> None:
+    def down(*_arguments: object) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(accounts, "password_matches", away)
-        patch.setattr(accounts, "hash_password", away)
+        patch.setattr(accounts, "password_matches", down)
+        patch.setattr(accounts, "hash_password", down)
         for _ in range(12):
             check_unavailable(post(ann.client, path, ann.email if path == "login" else new_email()))
     assert post(ann.client, "login", ann.email).status_code == 200
