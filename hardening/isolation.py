@@ -23,7 +23,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, mapperlib, with_loader_criteria
 from sqlalchemy.sql import operators, selectable, visitors
 
-# Of the statement that is being executed.
+# Of the statement that is being executed. An update() compares it with the rows that were loaded before.
 current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
 OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
 
@@ -64,12 +64,13 @@ def add_conditions(state: ORMExecuteState) -> None:
     is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names(owner, statement, parameters)
     if owner is None or not is_named:
         for table in owned_tables(statement):
-            remedy = f"add .where({class_of(table)}.user_id == owner), or, of an outer join, to its ON"
+            columns = classes().get(table.name, f"{table}.c")
+            remedy = f"add .where({columns}.user_id == owner), or, of an outer join, to its ON"
             raise OwnerMissingError(f"{table}: the statement names no owner: {remedy}")
-    if state.is_update and isinstance(parameters, list):
+    if isinstance(parameters, list) and not state.is_insert and owned_tables(statement):
         raise OwnerMissingError("update() with a list finds rows by id alone: use update() with a where()")
-    if OWNER.key in parameters:
-        raise OwnerMissingError(f"{OWNER.key} is the guard's own parameter")
+    if isinstance(parameters, dict) and not state.is_insert:  # whatever the statement itself says
+        state.parameters = {**parameters, OWNER.key: owner}
     if state.is_orm_statement:
         given = state.user_defined_options
         statement = statement.options(*(option for option in conditions() if option not in given))
@@ -110,10 +111,6 @@ def is_owned(table: Any) -> bool:
     return "user_id" in table.c or table.name in classes()
 
 
-def class_of(table: Any) -> str:
-    return classes().get(table.name, "...")
-
-
 @lru_cache
 def owned_mappers() -> list[Mapper[Any]]:
     mappers = [mapper for registry in mapperlib._all_registries() for mapper in registry.mappers]
@@ -122,7 +119,8 @@ def owned_mappers() -> list[Mapper[Any]]:
 
 @lru_cache
 def classes() -> dict[str, str]:
-    return {mapper.local_table.description: mapper.class_.__name__ for mapper in owned_mappers()}
+    mappers = [mapper for mapper in owned_mappers() if not mapper.single]  # those with a table of their own
+    return {mapper.local_table.description: mapper.class_.__name__ for mapper in mappers}
 
 
 # The condition is a function, since a table that is joined to itself needs one for each side.
@@ -150,6 +148,8 @@ def write_table(table: Any, compiler: Any, **options: Any) -> str:
     sql = str(compiler.visit_table(table, **options))
     if not (compiler.execution_options.get("is_guarded") and options.get("asfrom") and is_owned(table)):
         return sql
+    if "user_id" not in table.c:  # a second description of it, or the table of a subclass
+        raise OwnerMissingError(f"{table}: it needs a column user_id of its own")
     whole, part = compiler.stack[0]["selectable"], compiler.stack[-1]  # the part may be a subquery
     if any(map(is_in_a_string, visitors.iterate(whole))):
         raise OwnerMissingError(f"{table}: SQL in a string, such as text(), cannot be checked beside it")
@@ -158,7 +158,8 @@ def write_table(table: Any, compiler: Any, **options: Any) -> str:
     alias = options.get("enclosing_alias")
     is_alias = alias is not None and is_same(alias.element, table)
     is_filtered = any(is_same(column.table, alias if is_alias else table) for column in owner_columns(part))
-    if isinstance(part["selectable"], sa.UpdateBase) and is_same(part["selectable"].table, table):
+    is_target = isinstance(part["selectable"], sa.UpdateBase) and is_same(part["selectable"].table, table)
+    if is_target and not is_alias:
         check_target(part["selectable"], compiler, is_filtered=is_filtered)
     elif not is_filtered:
         sql = f"(SELECT * FROM {sql} WHERE user_id = {compiler.process(OWNER)})"  # noqa: S608  (names, no input)
@@ -169,7 +170,8 @@ def write_table(table: Any, compiler: Any, **options: Any) -> str:
 def check_target(statement: Any, compiler: Any, *, is_filtered: bool) -> None:
     table = statement.table
     if not is_filtered:
-        raise OwnerMissingError(f"{table}: update() and delete() need its class, {class_of(table)}")
+        a_class = classes().get(table.name, "which it does not have")
+        raise OwnerMissingError(f"{table}: update() and delete() need its class, {a_class}")
     if isinstance(statement, sa.Update):
         names_of_values = [getattr(column, "key", column) for column in statement._values or ()]
         if "user_id" in [*names_of_values, *(compiler.column_keys or ())]:

@@ -132,6 +132,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*cartesian product", "ignore:relationship 'Task.*copy column"
 )
 ANN, BOB = "ann", "bob"
+PEOPLE: sa.Table = Person.__table__  # type: ignore[attr-defined]  # SQLModel makes it
 TASKS: sa.Table = Task.__table__  # type: ignore[attr-defined]  # SQLModel makes it
 Other = aliased(Task)
 task_tags: Any = Task.tags
@@ -512,6 +513,15 @@ SCOPED: dict[str, Case] = {
     ).unique(),
     "union of two tables": lambda s: s.exec(union(my_tasks, select(Tag.id).where(my_tags))),
     "except": lambda s: s.exec(select(Tag.name).where(my_tags).except_(select(Label.name))),
+    "parameter of the guard": lambda s: s.execute(
+        select(Task).where(or_(mine, Task.id == 2)), {"current_owner": BOB}
+    ),
+    "parameter of the guard in the statement": lambda s: s.execute(
+        select(Task).where(or_(mine, col(Task.user_id) == bindparam("current_owner", BOB)))
+    ),
+    "update from an alias": lambda s: s.exec(
+        update(Task).where(mine, col(Other.id) == 2).values(title=Other.title)
+    ),
     "two queries that differ in an option": lambda s: [
         every(s, "tags", joinedload(task_tags)),
         every(s, "labels", joinedload(task_labels)),
@@ -526,6 +536,10 @@ WITHOUT_OWNER: dict[str, Case] = {
         select(Person).where(col(Person.id) == bindparam("id")), {"id": ANN}
     ),
     "insert into it": lambda s: s.execute(insert(Person), [{"id": "eve"}, {"id": "ina"}]),
+    "update with rows": lambda s: s.execute(
+        sa.update(PEOPLE).where(PEOPLE.c.id == bindparam("old")).values(id=bindparam("new")),
+        [{"old": "eve", "new": "ina"}],
+    ),
     "all users": lambda s: s.exec(select(func.count(col(Task.id))), execution_options={"all_users": True}),
     "all users, said by the statement": lambda s: s.exec(
         select(func.count(col(Task.id))).execution_options(all_users=True)
@@ -637,7 +651,12 @@ REFUSED: dict[str, Case] = {
     "suffix": lambda s: s.exec(select(Task).where(mine).suffix_with("OR 1 = 1")),
     "hint of a statement": lambda s: s.exec(select(Task).where(mine).with_statement_hint("OR 1 = 1")),
     "hint of a table": lambda s: s.exec(select(Task).where(mine).with_hint(Task, "ONLY")),
-    "parameter of the guard": lambda s: s.execute(select(Task).where(mine), {"current_owner": BOB}),
+    "parameter of the guard in a list": lambda s: s.execute(
+        sa.select(TASKS).where(or_(TASKS.c.user_id == ANN, TASKS.c.id == 2)), [{"current_owner": BOB}]
+    ),
+    "second Table beside the first one": lambda s: s.execute(
+        sa.select(sa.table("tasks", sa.column("title"))).where(exists(my_tasks))
+    ),
     "second Table": lambda s: s.execute(sa.select(sa.Table("tasks", sa.MetaData(), sa.Column("title")))),
     "second lightweight table": lambda s: s.execute(sa.select(sa.table("tasks", sa.column("title")))),
 }
@@ -717,6 +736,9 @@ def test_condition_is_written_where_it_keeps_the_rows_of_an_outer_join(
     assert what_is_seen(anns.exec(statement.where(mine))) == ['("ann\'s task", None)']
 
 
+BOXES = sa.table("boxes", sa.column("user_id"))
+
+
 def names_no_owner(table: str, model: str) -> str:
     remedy = f"add .where({model}.user_id == owner), or, of an outer join, to its ON"
     return f"{table}: the statement names no owner: {remedy}"
@@ -724,6 +746,10 @@ def names_no_owner(table: str, model: str) -> str:
 
 MESSAGES: dict[str, tuple[Case, str]] = {
     "names nobody": (lambda s: s.exec(select(Tag.name)), names_no_owner("tags", "Tag")),
+    "names nobody, of a table without a class": (
+        lambda s: s.execute(sa.select(BOXES)),
+        names_no_owner("boxes", "boxes.c"),
+    ),
     "insert": (
         lambda s: s.exec(insert(Task).values(user_id=ANN, title="new")),
         "tasks: use session.add() in place of insert()",
@@ -735,6 +761,14 @@ MESSAGES: dict[str, tuple[Case, str]] = {
     "delete of a Table": (
         lambda s: s.execute(sa.delete(TASKS).where(TASKS.c.user_id == ANN)),
         "tasks: update() and delete() need its class, Task",
+    ),
+    "delete of a table without a class": (
+        lambda s: s.execute(sa.delete(BOXES).where(BOXES.c.user_id == ANN)),
+        "boxes: update() and delete() need its class, which it does not have",
+    ),
+    "second Table": (
+        REFUSED["second Table beside the first one"],
+        "tasks: it needs a column user_id of its own",
     ),
     "update that gives away": (
         lambda s: s.exec(update(Task).where(mine).values(user_id=BOB)),
@@ -948,6 +982,15 @@ def test_two_sessions_have_an_owner_each(engine: sa.Engine) -> None:
         task = anns_task(anns)
         assert bobs.exec(select(Task.title).where(Task.user_id == BOB)).all() == ["bob's task"]
         assert [tag.name for tag in task.tags] == ["ann's tag"]
+
+
+def test_a_session_that_another_one_uses_in_between_keeps_its_owner(anns: Session, engine: sa.Engine) -> None:
+    with Session(engine, info={"owner": BOB}) as bobs:
+        sa.event.listen(
+            anns, "before_flush", lambda *_: bobs.exec(select(Task.id).where(Task.user_id == BOB))
+        )
+        anns.add(Label(user_id=ANN, name="new"))
+        assert anns.exec(select(Task.title).where(or_(mine, Task.id == 2))).all() == ["ann's task"]
 
 
 def test_all_users_is_said_with_true(anns: Session) -> None:
