@@ -1,11 +1,7 @@
-"""The papers are true: what they name exists, what they quote is code, the exercises work to the letter."""
+"""The docs are true: what they name exists, and what they quote is code."""
 
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -20,7 +16,6 @@ import routes.tasks
 from hardening.settings import ROOT, Settings
 from tests.conftest import Caller, another_app, check_error
 from tests.support.accounts import Account
-from tests.support.server import VARIABLES
 
 BOX = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 
@@ -153,21 +148,19 @@ def test_quoted_code_is_in_its_file() -> None:
         assert [line for line in lines if line not in code] == []
 
 
-(TRANSACTION,) = (content for _, content in boxes(LEARN) if "isolation_level" in content)
+(CLEAN_UP,) = (content for _, content in boxes(LEARN) if "clean_up" in content)
 
 
-@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("built_in_login", [True, False])
-def test_two_statements_happen_together_in_a_transaction_alone(
-    user: Caller, ann: Account, together: bool, built_in_login: bool
+def test_two_statements_in_a_transaction_happen_both_or_not_at_all(
+    user: Caller, ann: Account, built_in_login: bool
 ) -> None:
-    """The second one fails: so does the first one, or not."""
+    """The endpoint of docs/learn.md. At first its second statement fails."""
     if built_in_login:
         user = Caller(user.client, ann.id)
         user.headers = {"Authorization": f"Bearer {ann.login()}"}
-    code = "".join(line for line in TRANSACTION.splitlines(True) if together or "isolation" not in line)
     router = APIRouter(prefix="/api/{user_id}/tasks")
-    exec(code, vars(routes.tasks) | {"router": router})
+    exec(CLEAN_UP, vars(routes.tasks) | {"router": router, "transaction": db.transaction})
     app = another_app()
     app.include_router(router)
     user.make("done", completed=True)
@@ -182,65 +175,6 @@ def test_two_statements_happen_together_in_a_transaction_alone(
         response = client.post(f"{user.path}/clean-up", headers=user.headers)
         event.remove(db.engine, "before_cursor_execute", fail)
         check_error(response, 500, "internal_error")
-        assert user.titles() == (["open", "done"] if together else ["open"])
+        assert user.titles() == ["open", "done"]
         assert client.post(f"{user.path}/clean-up", headers=user.headers).status_code == 204
         assert user.titles() == ["Celebrate", "open"]
-
-
-# The exercises, done in a copy of the project as a student would
-
-PLACE = re.compile(r"# (\S+), (?:in (\w+), )?(new|at the end|below|instead of)(?:: (.+))?")
-EXERCISES = LEARN.partition("\n## Three exercises\n")[2].partition("\n## ")[0].split("\n### ")[1:]
-
-
-def put(box: str, folder: Path) -> None:
-    """A box of code goes where its first line says."""
-    first, _, code = box.partition("\n")
-    file, scope, how, line = PLACE.fullmatch(first).groups()  # type: ignore[union-attr]  # else the test ends here
-    path = folder / file
-    lines = [] if how == "new" else path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if how == "at the end":
-        lines.append("\n\n")
-    at = len(lines)
-    if line:
-        begin = re.compile(rf"(def |class )?{scope or ''}\b")
-        start = next(number for number, text in enumerate(lines) if not scope or begin.match(text))
-        at = next(number for number, text in enumerate(lines) if number >= start and text.strip() == line)
-    lines[at + (how == "below") : at + 1] = [code]
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def run(command: str, folder: Path) -> tuple[int, str]:
-    program, *arguments = shlex.split(command.removeprefix(".venv/bin/"))
-    module = [] if program == "python" else ["-m", program]
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    call = [sys.executable, *module, *arguments]
-    done = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout + done.stderr
-
-
-def work_through(text: str, folder: Path) -> None:
-    """A box of output below commands means: the last of them fails, and says this among other things."""
-    steps = boxes(text)
-    for (language, content), (next_language, output) in zip(steps, [*steps[1:], ("", "")], strict=True):
-        if language == "python":
-            put(content, folder)
-        if language == "sh":
-            *before, last = [run(command, folder) for command in content.splitlines()]
-            assert [said for code, said in before if code] == []
-            assert (last[0] != 0) == (next_language == "text"), last[1]
-            if next_language == "text":
-                assert [line for line in output.splitlines() if line not in last[1]] == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("order", ["123", "32"])
-def test_exercises_work_to_the_letter(tmp_path: Path, order: str) -> None:
-    for tool in ("mypy", "ruff"):
-        pytest.importorskip(tool, reason=f"needs {tool}: pip install --group dev")
-    copy = shutil.copytree(ROOT, tmp_path / "clone", ignore=left_out)
-    for number in order:
-        work_through(EXERCISES[int(number) - 1], copy)
-    for check in ("alembic upgrade head", "alembic check", "ruff check .", "ruff format --check .", "mypy ."):
-        code, output = run(check, copy)
-        assert code == 0, output
