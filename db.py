@@ -47,8 +47,11 @@ def transaction(session: Session) -> Iterator[None]:
     bind = session.get_bind()
     if isinstance(bind, Connection):  # a transaction in a transaction
         with bind.begin_nested():
-            yield
-            session.commit()
+            try:
+                yield
+                session.commit()
+            finally:
+                session.rollback()  # what the session has begun ends first
         return
     with bind.connect() as connection:
         if bind.dialect.name == "postgresql":

@@ -36,8 +36,8 @@ down_revision = "{head}"
 
 
 def upgrade() -> None:
-    op.add_column("tasks", sa.Column("priority", sa.Integer(), nullable=False, server_default="7"))
-    op.create_index("ix_tasks_user_priority", "tasks", ["user_id", "priority", "id"])
+    op.add_column("tasks", sa.Column("added_later", sa.Integer(), nullable=False, server_default="7"))
+    op.create_index("ix_tasks_user_added_later", "tasks", ["user_id", "added_later", "id"])
 """
 
 
@@ -144,6 +144,6 @@ def test_later_migrations_reach_every_partition(partitioned: Database, clone: Pa
         api = Service(server, clone / "log")
         with closing(api.client):
             check_all_operations(api, partitioned)
-    assert partitioned.sql("SELECT DISTINCT priority FROM tasks") == [(7,)]
-    indexes = "SELECT count(*) FROM pg_indexes WHERE tablename ~ '^tasks_' AND indexdef ~ 'priority'"
+    assert partitioned.sql("SELECT DISTINCT added_later FROM tasks") == [(7,)]
+    indexes = "SELECT count(*) FROM pg_indexes WHERE tablename ~ '^tasks_' AND indexdef ~ 'added_later'"
     assert partitioned.sql(indexes) == [(16,)]
