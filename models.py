@@ -45,7 +45,7 @@ class Task(SQLModel, table=True):
 
 # PostgreSQL cannot store the NUL character, so neither database is offered it.
 NO_NUL = r"^[^\x00]*$"
-# At least one character that is not blank. (min_length says so already; this tells generated clients.)
+# At least one character that is not a space. (min_length says so already; this tells generated clients.)
 NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 Title = Annotated[
     str,

@@ -43,13 +43,13 @@ def client() -> Iterator[TestClient]:
 
 @pytest.fixture
 def user(client: TestClient) -> "Caller":
-    """Somebody new: no test needs a clean database."""
+    """A new user: so no test needs an empty database."""
     return Caller(client, uuid.uuid4().hex)
 
 
 @pytest.fixture
 def stranger(client: TestClient) -> "Caller":
-    """Somebody else."""
+    """Another user."""
     return Caller(client, uuid.uuid4().hex)
 
 
@@ -87,7 +87,7 @@ def token(sub: object = "someone", key: str = SECRET, **claims: object) -> str:
 
 
 def check_error(response: Any, status: int, code: str) -> Any:
-    """Every error has the one shape; returns its message."""
+    """Every error has the one format; returns its message."""
     assert response.status_code == status, response.text
     body = response.json()
     assert set(body) == {"success", "error", "detail"}

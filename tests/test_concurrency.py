@@ -1,4 +1,4 @@
-"""Many requests at the same moment: nothing is lost, nothing happens twice, and none holds up all others.
+"""Many requests at the same moment: nothing is lost, nothing happens twice, and none blocks all others.
 
 With real servers: tests/faults.
 """

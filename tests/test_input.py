@@ -47,7 +47,7 @@ BODIES: dict[str, bytes] = {
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_bad_bodies_change_nothing(user: Caller, body: bytes) -> None:
     task = user.make("As it was", description="as it was")
-    # Python's parser gives up on very deep nesting; some versions on less than others.
+    # Python's parser fails on very deep nesting; some versions on less than others.
     codes = {422: "validation_error"} | ({400: "bad_request"} if DEEP in body else {})
     for method, path in (("POST", ""), ("PUT", f"/{task['id']}"), ("PATCH", f"/{task['id']}")):
         if body == BODIES["title missing"] and method != "POST":

@@ -52,53 +52,53 @@ def read(path: str) -> str:
 
 PATHS = list(paths_in(ROOT))
 CODE = {path: read(path) for path in PATHS if path.endswith(".py")}
-PAPERS = {path[1:]: read(path) for path in PATHS if path.endswith(".md")}
-NAMED = {paper: set(named_in(text)) for paper, text in PAPERS.items()}
-LEARN = PAPERS["docs/learn.md"]
+DOCS = {path[1:]: read(path) for path in PATHS if path.endswith(".md")}
+NAMED = {doc: set(named_in(text)) for doc, text in DOCS.items()}
+LEARN = DOCS["docs/learn.md"]
 MADE_BY_EXERCISES = {*re.findall(r"^# (\S+), new$", LEARN, re.MULTILINE), "/api/{user_id}/tags"}
 
-every_paper = pytest.mark.parametrize("paper", PAPERS)
+every_doc = pytest.mark.parametrize("doc", DOCS)
 
 
-# What the papers name
+# What the docs name
 
 
-@every_paper
-def test_files_exist(paper: str) -> None:
+@every_doc
+def test_files_exist(doc: str) -> None:
     pattern = re.compile(r"([\w./-]*\.(?:html|mako|md|png|py|toml|txt)|[\w.-]+/|\.ci/\w+)(::\w+)?")
-    found = [match for name in NAMED[paper] if (match := pattern.fullmatch(name))]
+    found = [match for name in NAMED[doc] if (match := pattern.fullmatch(name))]
     files = {match[1] for match in found} - MADE_BY_EXERCISES
     assert [file for file in files if not any(path.endswith(f"/{file}") for path in PATHS)] == []
 
 
-@every_paper
-def test_tests_exist(paper: str) -> None:
-    named = [name.split("::") for name in NAMED[paper] if "::" in name]
+@every_doc
+def test_tests_exist(doc: str) -> None:
+    named = [name.split("::") for name in NAMED[doc] if "::" in name]
     for file, function in named:
         assert any(f"def {function}(" in CODE[path] for path in CODE if path.endswith(f"/{file}")), function
 
 
-@every_paper
-def test_links_lead_somewhere(paper: str) -> None:
-    targets = re.findall(r"\]\((?!https?://)([^)#]+)", BOX.sub("", PAPERS[paper]))
-    assert [target for target in targets if not (ROOT / paper).parent.joinpath(target).exists()] == []
+@every_doc
+def test_links_lead_somewhere(doc: str) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", BOX.sub("", DOCS[doc]))
+    assert [target for target in targets if not (ROOT / doc).parent.joinpath(target).exists()] == []
 
 
-@every_paper
-def test_functions_and_classes_are_where_links_say(paper: str) -> None:
-    for name, target in re.findall(r"\[`(\w+)`\]\(([^)]+)\)", PAPERS[paper]):
-        code = (ROOT / paper).parent.joinpath(target).read_text(encoding="utf-8")
+@every_doc
+def test_functions_and_classes_are_where_links_say(doc: str) -> None:
+    for name, target in re.findall(r"\[`(\w+)`\]\(([^)]+)\)", DOCS[doc]):
+        code = (ROOT / doc).parent.joinpath(target).read_text(encoding="utf-8")
         assert re.search(rf"^(?:(?:async )?def |class )?{name}\b", code, re.MULTILINE), name
 
 
 OF_OTHERS = {"drop_column", "FORWARDED_ALLOW_IPS", "NEXT_PUBLIC_API_URL", "is_completed", "max_client_conn"}
 
 
-@every_paper
-def test_names_exist(paper: str) -> None:
+@every_doc
+def test_names_exist(doc: str) -> None:
     """Of functions, classes, constants, settings: those that look like a name in code."""
-    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", PAPERS[paper]))
-    named |= {name for name in NAMED[paper] if re.fullmatch(r"[a-z]+_\w+|(?:[A-Z][a-z]+){2,}", name)}
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", DOCS[doc]))
+    named |= {name for name in NAMED[doc] if re.fullmatch(r"[a-z]+_\w+|(?:[A-Z][a-z]+){2,}", name)}
     code = [CODE[path] for path in CODE if path != "/tests/test_markdown.py"]
     code += [content for language, content in boxes(LEARN) if language == "python"]
     unknown = named - set(re.findall(r"\w+", "\n".join(code))) - OF_OTHERS
@@ -107,31 +107,31 @@ def test_names_exist(paper: str) -> None:
 
 def test_every_setting_is_described() -> None:
     for name in Settings.model_fields:
-        assert f"`{name.upper()}`" in PAPERS["CLAUDE.md"]
+        assert f"`{name.upper()}`" in DOCS["CLAUDE.md"]
         assert f"\n{name.upper()}=" in read(".env.example")
 
 
 OF_BETTER_AUTH = {"/api/auth", "/api/auth/token"}
 
 
-@every_paper
-def test_endpoints_exist(client: TestClient, paper: str) -> None:
+@every_doc
+def test_endpoints_exist(client: TestClient, doc: str) -> None:
     pattern = re.compile(r"(?:([A-Z]+) )?(/(?:api|demo|docs|health|openapi|redoc)[\w{}/.]*)")
-    for match in filter(None, map(pattern.fullmatch, NAMED[paper] - OF_BETTER_AUTH - MADE_BY_EXERCISES)):
+    for match in filter(None, map(pattern.fullmatch, NAMED[doc] - OF_BETTER_AUTH - MADE_BY_EXERCISES)):
         response = client.request(match[1] or "GET", match[2].replace("{", "").replace("}", ""))
         assert response.status_code not in ({404, 405} if match[1] else {404}), match[0]
 
 
-@every_paper
-def test_programs_are_installed_by_our_requirements(paper: str) -> None:
+@every_doc
+def test_programs_are_installed_by_our_requirements(doc: str) -> None:
     requirements = read("requirements.txt") + read("pyproject.toml")
-    for name in re.findall(r"\.venv[/\\](?:bin|Scripts)[/\\](\w+)", PAPERS[paper]):
+    for name in re.findall(r"\.venv[/\\](?:bin|Scripts)[/\\](\w+)", DOCS[doc]):
         assert name in ("python", "pip") or re.search(rf"\b{name}\b.*>=", requirements), name
 
 
 def test_workflow_runs_the_test_commands_of_the_readme() -> None:
     commands = re.findall(r"command: (.+)", read(".github/workflows/ci.yml"))
-    lines = "\n".join(content for _, content in boxes(PAPERS["README.md"])).splitlines()
+    lines = "\n".join(content for _, content in boxes(DOCS["README.md"])).splitlines()
     assert commands[0] == ".ci/run"
     assert len(commands) == 3
     assert [command for command in commands[1:] if command not in lines] == []

@@ -232,8 +232,8 @@ def test_session_ends_before_the_response_is_sent(user: Caller) -> None:
 
 
 def test_users_without_requests_are_forgotten(user: Caller, stranger: Caller) -> None:
-    for somebody in (user, stranger):
-        somebody.make()
+    for each in (user, stranger):
+        each.make()
     gc.collect()
     assert dict(turns.each_user) == {}
 

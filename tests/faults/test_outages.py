@@ -136,7 +136,7 @@ def test_connecting_to_a_frozen_server_times_out_after_five_seconds(cluster: Clu
 def test_outages_leave_nothing_behind(survivor: Service, at_first: tuple[int, int]) -> None:
     threads, memory = at_first
     user = survivor.user()
-    # A thread ends once it has had nothing to do for ten seconds, and somebody else has.
+    # A thread that has been idle for ten seconds ends when another one is needed.
     until(lambda: user.titles() == [] and survivor.figure("Threads") <= threads + 2, 40)
     assert survivor.figure("VmRSS") <= memory + 20 * 1024
     assert "Traceback" not in survivor.log.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What only a browser tells: /docs and /redoc as somebody uses them, and CORS as Chromium enforces it."""
+"""What only a browser tells: /docs and /redoc as a user sees them, and CORS as Chromium enforces it."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def pages() -> Iterator[list[str]]:
-    """The origins of two frontends, which have blank pages. The API is told of the first."""
+    """The origins of two frontends, which have empty pages. The API is told of the first."""
 
     class Blank(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -49,7 +49,7 @@ def pages() -> Iterator[list[str]]:
 
 
 class Docs:
-    """The page /docs, and what somebody does there."""
+    """The page /docs, and what a user does there."""
 
     def __init__(self, browser: Browser, url: str) -> None:
         self.browser = browser

@@ -73,7 +73,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 class Page:
-    """The page in a tab of its own, and what somebody sees and does there."""
+    """The page in a tab of its own, and what a user sees and does there."""
 
     def __init__(self, browser: Browser, url: str, path: str = "/demo") -> None:
         self.browser, self.url = browser, url
@@ -129,7 +129,7 @@ class Page:
         return self.browser.run("return document.querySelector(arguments[0]).value", selector)
 
     def login(self) -> Any:
-        """What the tab remembers of the log-in."""
+        """What the tab remembers of the login."""
         return self.browser.run("return JSON.parse(sessionStorage.getItem('login'))")
 
     def lists(self, *titles: str) -> None:
@@ -198,7 +198,7 @@ def test_two_users_keep_their_lists(browser: Browser, app: Todo, page: Page) -> 
     page.delete("Call Grandma")
     page.lists("Buy oat milk", "Feed the cat", "Water the fern")
 
-    other = Page(browser, app.url)  # a tab has a log-in of its own
+    other = Page(browser, app.url)  # each tab has its own login
     other.register()
     other.sees("#count", "Nothing here.")
     other.add("Read a book")

@@ -26,7 +26,7 @@ class Wire:
                 near, _ = self.listener.accept()
                 try:
                     far = socket.create_connection(self.target)
-                except OSError:  # the server is away, and may come back
+                except OSError:  # the server is down, and may come back
                     near.close()
                     continue
                 self.pairs.append((near, far))
@@ -49,7 +49,7 @@ class Wire:
         source.close()
 
     def cut(self) -> None:
-        """Cut all connections and take no new ones: the server is away."""
+        """Cut all connections and take no new ones: the server is down."""
         self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
         for ends in self.pairs:
