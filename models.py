@@ -1,4 +1,4 @@
-"""The two tables, and beside each of them what the API takes in and gives out."""
+"""The tables, each with its request and response models."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -35,7 +35,7 @@ class Task(SQLModel, table=True):
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BIG_INTEGER)
-    user_id: str = Field(max_length=255)  # no foreign key: the accounts may live in Better Auth
+    user_id: str = Field(max_length=255)  # no foreign key: the accounts may be in Better Auth
     title: str = Field(max_length=200)
     description: str | None = Field(default=None, max_length=1000)
     completed: bool = False
@@ -43,7 +43,7 @@ class Task(SQLModel, table=True):
     updated_at: datetime = Field(default_factory=now)
 
 
-# PostgreSQL cannot store the NUL character, so neither database is offered it.
+# PostgreSQL cannot store the NUL character, so the API accepts it for neither database.
 NO_NUL = r"^[^\x00]*$"
 # At least one character that is not a space. (min_length says so already; this tells generated clients.)
 NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
@@ -59,7 +59,7 @@ Description = Annotated[
 ]
 
 
-# A field that is MISSING was not sent: it is in no model_dump(), and /openapi.json shows no default for it.
+# MISSING means "not sent": model_dump() leaves it out, and /openapi.json shows no default.
 class TaskCreate(SQLModel):
     title: Title
     description: Description | MISSING | None = MISSING
@@ -69,13 +69,14 @@ class TaskCreate(SQLModel):
 class TaskUpdate(TaskCreate):
     title: Title | MISSING = MISSING  # type: ignore[assignment]
 
-    # A whole task may be sent back; a body with nothing but a typo in it is a mistake.
+    # Unknown fields are ignored (in development, the log names them), so that a client can send back a whole
+    # task. A body that has nothing but unknown fields is a 422.
     @model_validator(mode="before")
     @classmethod
     def has_a_known_field(cls, body: object) -> object:
         if isinstance(body, dict) and body and not body.keys() & cls.model_fields.keys():
             known = {"known": ", ".join(cls.model_fields)}
-            raise PydanticCustomError("unknown_fields", "No known field was sent. Known: {known}", known)
+            raise PydanticCustomError("unknown_fields", "Send at least one of: {known}", known)
         return body
 
 

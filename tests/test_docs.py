@@ -9,13 +9,13 @@ from fastapi.testclient import TestClient
 import main
 
 
-def test_first_page_says_that_the_service_runs(client: TestClient) -> None:
+def test_root_says_that_the_api_is_running(client: TestClient) -> None:
     response = client.get("/")
     assert response.status_code == 200
     assert response.json() == {"message": "Todo API is running", "docs": "/docs", "demo": "/demo"}
 
 
-def test_first_page_and_docs_work_below_a_root_path() -> None:
+def test_root_and_docs_work_below_a_root_path() -> None:
     """With uvicorn --root-path /todo the path of a request begins with it."""
     behind = TestClient(main.app, root_path="/todo")
     assert behind.get("/todo/").json()["message"] == "Todo API is running"
@@ -89,7 +89,7 @@ def test_names_and_statuses_are_documented(client: TestClient, call: str) -> Non
     assert (operation["operationId"], " ".join(sorted(operation["responses"]))) == OPERATIONS[call]
 
 
-def test_forms_hide_what_is_typed_as_a_password(client: TestClient) -> None:
+def test_passwords_are_hidden_in_forms(client: TestClient) -> None:
     schemas = client.get("/openapi.json").json()["components"]["schemas"].values()
     properties = [item for schema in schemas for item in schema.get("properties", {}).items()]
     passwords = [schema for name, schema in properties if "password" in name]
@@ -109,7 +109,7 @@ def test_registration_is_described_as_a_user_and_a_login(client: TestClient) -> 
 
 
 @pytest.mark.parametrize("model", ["TaskCreate", "TaskUpdate"])
-def test_fields_that_may_be_left_out_have_no_default(client: TestClient, model: str) -> None:
+def test_optional_fields_have_no_default(client: TestClient, model: str) -> None:
     """Generated clients would take a field with a default for one that must be sent."""
     schema = client.get("/openapi.json").json()["components"]["schemas"][model]
     assert schema["properties"].keys() >= {"title", "description", "completed"}

@@ -48,12 +48,12 @@ ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
 
 
 @pytest.mark.usefixtures("client")
-def test_migrations_make_what_the_models_say() -> None:
+def test_migrations_match_the_models() -> None:
     command.check(ALEMBIC)
 
 
 @pytest.mark.usefixtures("client")
-def test_address_is_unique_in_the_database_too() -> None:
+def test_email_is_unique_in_the_database() -> None:
     """Should the look before the insert miss the other one."""
     columns: dict[str, Any] = {
         "email": f"{uuid.uuid4().hex}@example.com",
@@ -107,7 +107,7 @@ def tables_of_better_auth() -> Iterator[list[str]]:
 
 
 @pytest.mark.usefixtures("client")
-def test_tables_of_others_are_left_alone(tables_of_better_auth: list[str]) -> None:
+def test_other_tables_are_left_alone(tables_of_better_auth: list[str]) -> None:
     command.check(ALEMBIC)
     command.downgrade(ALEMBIC, "base")
     command.upgrade(ALEMBIC, "head")
@@ -121,7 +121,7 @@ def test_migrations_go_down_and_up_again(user: Caller) -> None:
     user.make()
 
 
-def test_migration_that_fails_changes_nothing(user: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_changes_nothing(user: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema changes are all or nothing, and the lock is let go."""
     user.make("still here")
 
@@ -139,7 +139,7 @@ def test_migration_that_fails_changes_nothing(user: Caller, monkeypatch: pytest.
 
 
 @on_sqlite
-def test_write_ahead_logging_is_switched_on_though_another_process_migrates(
+def test_write_ahead_logging_is_switched_on_while_another_process_migrates(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """SQLite says "database is locked" at once, however long it may wait."""
@@ -174,7 +174,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
-def test_database_out_of_reach_ends_the_start(
+def test_start_is_refused_while_the_database_is_down(
     monkeypatch: pytest.MonkeyPatch, refusal: Refusal, error: Exception
 ) -> None:
     def unreachable(*_arguments: object) -> None:
@@ -191,7 +191,7 @@ def test_database_out_of_reach_ends_the_start(
     ("environment", "far_away", "warned"),
     [("production", True, True), ("production", False, False), ("development", True, False)],
 )
-def test_unencrypted_connection_beyond_private_networks_is_warned_of(
+def test_unencrypted_connection_beyond_private_networks_logs_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     environment: str,

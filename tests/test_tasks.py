@@ -41,7 +41,7 @@ TITLES = {
 
 
 @pytest.mark.parametrize("title", TITLES.values(), ids=TITLES)
-def test_titles_that_are_fine(user: Caller, title: str) -> None:
+def test_valid_titles(user: Caller, title: str) -> None:
     task = user.make(title)
     assert task["title"] == title.strip()
     assert user("GET", f"/{task['id']}").json() == task
@@ -57,7 +57,7 @@ DESCRIPTIONS = {
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
-def test_descriptions_that_are_fine(user: Caller, description: str | None) -> None:
+def test_valid_descriptions(user: Caller, description: str | None) -> None:
     task = user.make(description=description)
     assert task["description"] == description
     assert user("GET", f"/{task['id']}").json() == task
@@ -85,9 +85,7 @@ UNCHANGED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 @pytest.mark.parametrize("body", UNCHANGED.values(), ids=UNCHANGED)
-def test_update_that_changes_nothing_may_only_set_the_time(
-    user: Caller, method: str, body: dict[str, Any]
-) -> None:
+def test_update_without_changes_sets_only_updated_at(user: Caller, method: str, body: dict[str, Any]) -> None:
     task = user.make("Same", description="d")
     check_change(task, user(method, f"/{task['id']}", json=body).json())
 
@@ -139,7 +137,7 @@ def test_changes_after_a_read_in_the_same_session_return_the_new_values(user: Ca
         assert toggle_task(user.user_id, session, task_id).completed is True
 
 
-def test_delete_deletes_once_and_ids_are_not_used_again(user: Caller) -> None:
+def test_delete_deletes_once_and_ids_are_not_reused(user: Caller) -> None:
     task = user.make()
     response = user("DELETE", f"/{task['id']}")
     assert (response.status_code, response.content) == (204, b"")
@@ -157,7 +155,7 @@ ON_ONE_TASK = {
 
 
 @pytest.mark.parametrize(("method", "suffix", "body"), ON_ONE_TASK.values(), ids=ON_ONE_TASK)
-def test_task_of_another_looks_like_no_task(
+def test_another_users_task_is_a_404(
     user: Caller, stranger: Caller, method: str, suffix: str, body: object
 ) -> None:
     task = user.make()
@@ -213,7 +211,9 @@ REFUSED = {"body": ("POST", "", {"title": ""}, 422), "query": ("GET", "?limit=0"
 
 
 @pytest.mark.parametrize(("method", "query", "body", "status"), REFUSED.values(), ids=REFUSED)
-def test_refused_request_costs_none(user: Caller, method: str, query: str, body: object, status: int) -> None:
+def test_refused_request_costs_no_statement(
+    user: Caller, method: str, query: str, body: object, status: int
+) -> None:
     with counted() as cost:
         assert user(method, query, json=body).status_code == status
     assert cost() == 0
