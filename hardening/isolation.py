@@ -72,14 +72,20 @@ def add_conditions(state: ORMExecuteState) -> None:
     if isinstance(parameters, dict) and not state.is_insert:  # whatever the statement itself says
         state.parameters = {**parameters, OWNER.key: owner}
     if state.is_orm_statement:
-        given = state.user_defined_options
-        statement = statement.options(*(option for option in conditions() if option not in given))
-        mapper = state.bind_mapper
-        if state.is_column_load and mapper and "user_id" in mapper.columns:  # a refresh ignores the options
-            statement = statement.where(mapper.columns["user_id"] == OWNER)
+        statement = with_condition(statement, state)
     state.statement = statement.execution_options(is_guarded=True)
     state.update_execution_options(compiled_cache=guarded_sql)
     current_owner.set(owner)
+
+
+def with_condition(statement: Any, state: ORMExecuteState) -> Any:
+    mapper = state.bind_mapper
+    is_of_one_table = state.is_column_load or state.is_update or state.is_delete
+    # A refresh ignores options, and with them an update() takes 200 us more. Part 2 does what this leaves.
+    if is_of_one_table and not state.is_from_statement and mapper and "user_id" in mapper.columns:
+        return statement.where(mapper.class_.user_id == OWNER)
+    given = state.user_defined_options
+    return statement.options(*(option for option in conditions() if option not in given))
 
 
 # For refresh(), for relationships, and for get(), whose parameters are the columns of the primary key.

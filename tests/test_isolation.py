@@ -724,9 +724,14 @@ def test_sql_that_a_script_has_compiled_is_not_used_for_a_request(engine: sa.Eng
         statement = sa.select(TASKS.c.title).where(or_(TASKS.c.user_id == ANN, TASKS.c.id == 2))
         return sorted(session.execute(statement).scalars())
 
+    add_task = insert(TASKS).values(user_id=BOB, title="new")
     with Session(engine) as script:
         assert titles(script) == ["ann's task", "bob's task"]
+        script.execute(add_task)
+        script.rollback()
     assert titles(anns) == ["ann's task"]
+    with pytest.raises(OwnerMissingError):
+        anns.execute(add_task)
 
 
 def test_condition_is_written_where_it_keeps_the_rows_of_an_outer_join(
