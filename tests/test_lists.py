@@ -161,7 +161,7 @@ def insert_tasks(user: Caller, *tasks: Mapping[str, object]) -> None:
 
 
 @pytest.mark.parametrize("sort", ["created_at", "updated_at", "title"])
-def test_equals_are_sorted_by_id(user: Caller, sort: str) -> None:
+def test_ties_are_sorted_by_id(user: Caller, sort: str) -> None:
     """Whatever else is different about them: here the later tasks have the earlier times."""
     moments = [now() - timedelta(hours=hour) for hour in range(4)]
     others = {"created_at", "updated_at"} - {sort}
@@ -211,7 +211,7 @@ def test_links_and_location_keep_the_root_path_of_a_proxy(user: Caller) -> None:
     ],
     ids=["newest first", "oldest first", "completed", "status"],
 )
-def test_page_is_read_along_an_index(user: Caller, query: str, index: str) -> None:
+def test_pages_use_an_index(user: Caller, query: str, index: str) -> None:
     """However many tasks there are: nothing is sorted, and no more is read than shown."""
     with sent_statements() as sent:
         user("GET", query)
