@@ -58,9 +58,7 @@ def transaction(session: Session) -> Iterator[None]:
             connection.execution_options(isolation_level="READ COMMITTED")
         with connection.begin():
             if bind.dialect.name == "sqlite":
-                connection.exec_driver_sql(
-                    "BEGIN IMMEDIATE"
-                )  # what we read, nobody else changes until the end
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # until the end, nobody else writes
             session.bind = connection
             try:
                 yield
