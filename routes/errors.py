@@ -86,10 +86,14 @@ async def unavailable(_request: Request, error: Exception) -> JSONResponse:
     return error_response(503, message, {"Retry-After": "5"})
 
 
+class StatementRefusedError(Exception):
+    pass
+
+
 async def database_error(request: Request, error: exc.DBAPIError) -> JSONResponse:
     if not is_bug(error):
         return await unavailable(request, error)
-    # The original may quote a user's data, so this one goes to the log, with the same traceback.
+    # The database's own message may quote a user's data, so the log gets this one, with the same traceback.
     raise StatementRefusedError(describe(error)).with_traceback(error.__traceback__) from None
 
 
@@ -99,16 +103,12 @@ async def os_error(request: Request, error: OSError) -> JSONResponse:
     return await unavailable(request, error)
 
 
-class StatementRefusedError(Exception):
-    pass
-
-
 async def owner_missing(_request: Request, error: OwnerMissingError) -> JSONResponse:
     logger.error(describe(error))  # which says all that one needs to find the statement
     return error_response(500)
 
 
-# Otherwise the database is down, overloaded or read-only for now.
+# Is it a bug in our code? If not, the database is down, overloaded or read-only for now.
 def is_bug(error: Exception) -> bool:
     ours = exc.DataError | exc.IntegrityError | exc.NotSupportedError
     return isinstance(error, ours) or is_wrong_statement(error)

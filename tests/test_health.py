@@ -3,12 +3,14 @@
 That it does not wait for one of the connections: test_session.py.
 """
 
+import errno
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import event, exc, text
 
 import db
 from routes.service import check_database, database_health
@@ -77,9 +79,34 @@ def test_health_does_not_wait_for_a_database_that_hangs(
             until(asked.is_set)
             uptime.forward(1.6)
             client.get("/")  # wakes the event loop, which then sees what time it is
-            check_unavailable(health.result(timeout=10))
+            assert check_unavailable(health.result(timeout=10)) == "The database does not respond"
         finally:
             release.set()
+
+
+FAILURES = {
+    "database down": exc.OperationalError("SELECT", {}, Exception("gone")),
+    "no connections left": exc.TimeoutError("gone"),
+    "no files left": OSError(errno.EMFILE, "gone"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_failure_of_the_database_is_a_503_and_one_line(
+    client: TestClient, fresh_health: None, caplog: pytest.LogCaptureFixture, failure: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    event.listen(db.engine, "before_cursor_execute", fail)
+    try:
+        response = client.get("/health")
+    finally:
+        event.remove(db.engine, "before_cursor_execute", fail)
+    assert check_unavailable(response) == "The database does not respond"
+    (record,) = caplog.records
+    assert re.fullmatch(r"/health: \w+Error: .*gone", record.getMessage())
+    assert record.exc_info is None
 
 
 MISSING = {
