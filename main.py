@@ -59,7 +59,8 @@ def create_app() -> FastAPI:
     # FastAPI sends this response outside of the middlewares, and then raises the exception again: so that the
     # server logs it and error trackers see it. Without the headers, browsers would report a CORS error.
     async def unexpected(_request: Request, _error: Exception) -> ASGIApp:
-        return cors(SecurityHeaders(errors.error_response(500)))
+        response = errors.error_response(500, headers={"Connection": "close"})  # as the server will do
+        return cors(SecurityHeaders(response))
 
     app.add_exception_handler(Exception, unexpected)  # type: ignore[arg-type]  # it is called like a response
     return app

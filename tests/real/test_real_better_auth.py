@@ -136,7 +136,7 @@ def test_forgotten_better_auth_url_is_named(node: Path, clone: Path) -> None:
     with better_auth(node) as url, serving(clone, CORS_ORIGINS=url) as api:
         ann = Member(f"{url}/api/auth", api.url)
         message = check_error(ann.call(ann.token(), "GET", ann.tasks), 401, "unauthorized")
-        assert "BETTER_AUTH_URL is missing" in message
+        assert "set BETTER_AUTH_URL on this API" in message
 
 
 def test_deleting_an_account_deletes_its_tasks(node: Path, clone: Path) -> None:
