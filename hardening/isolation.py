@@ -56,10 +56,8 @@ def add_conditions(state: ORMExecuteState) -> None:
     statement: Any = state.statement
     parameters = state.parameters or {}
     is_guarded = "owner" in state.session.info and state.execution_options.get("all_users") is not True
-    if not is_guarded or isinstance(statement, sa.TextClause):
+    if not is_guarded:
         return
-    if isinstance(statement, sa.StatementLambdaElement):
-        statement = statement._resolved
     owner = state.session.info["owner"]
     is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names(owner, statement, parameters)
     if owner is None or not is_named:
@@ -84,7 +82,7 @@ def with_condition(statement: Any, state: ORMExecuteState) -> Any:
     # A refresh ignores options, and with them an update() takes 200 us more. Part 2 does what this leaves.
     if is_of_one_table and not state.is_from_statement and mapper and "user_id" in mapper.columns:
         return statement.where(mapper.class_.user_id == OWNER)
-    given = state.user_defined_options
+    given = statement._with_options  # a relationship gets those with which its parent was loaded
     return statement.options(*(option for option in conditions() if option not in given))
 
 
@@ -216,7 +214,7 @@ def is_same(table: object, other: object) -> bool:
 
 
 def is_in_a_string(part: Any) -> bool:
-    if isinstance(part, sa.TextClause | sa.TextualSelect) or getattr(part, "is_literal", False):
+    if isinstance(part, sa.TextClause) or getattr(part, "is_literal", False):
         return not re.fullmatch(r"[\w.*]*", str(part))  # a name, a number or a star is harmless
     return (
         (isinstance(part, selectable.HasPrefixes) and bool(part._prefixes))

@@ -760,6 +760,12 @@ def test_condition_is_written_where_it_keeps_the_rows_of_an_outer_join(
     assert what_is_seen(anns.exec(statement.where(mine))) == ['("ann\'s task", None)']
 
 
+def test_each_relationship_of_a_chain_gets_the_condition_once(anns: Session, sent: list[str]) -> None:
+    """Else the conditions add up from row to row."""
+    assert anns_task(anns).tags
+    assert sent[-1].count("user_id = ") == 1
+
+
 BOXES = sa.table("boxes", sa.column("user_id"))
 
 
