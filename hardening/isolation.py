@@ -6,8 +6,9 @@ relationships. A new row needs `user_id=owner`. For the rows of all users, say s
 `execution_options={"all_users": True}`.
 
 Refused on tables with a `user_id`: insert() and upserts, a new user_id in an UPDATE, and SQL in strings.
-Not checked: a Session(engine) of your own, session.connection(), bulk_ methods, a statement that is text() as
-a whole, and a row that all_users has loaded, until you change it."""
+Not checked: a Session(engine) of your own, session.connection(), bulk_ methods, a statement that names its
+tables in strings alone, such as text(), DDL, new rows of a class that calls its user_id something else, and a
+row that all_users has loaded, until you change it."""
 
 # ruff: noqa: SLF001  (some parts of SQLAlchemy have no public name; without them nothing is sent)
 
@@ -23,7 +24,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, mapperlib, with_loader_criteria
 from sqlalchemy.sql import operators, selectable, visitors
 
-# Of the statement that is being executed. An update() compares it with the rows that were loaded before.
+# The database gets the owner as a parameter of each statement. The variable is for SQLAlchemy, which looks
+# itself which of the loaded rows an update() changes.
 current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
 OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
 
@@ -67,7 +69,7 @@ def add_conditions(state: ORMExecuteState) -> None:
             raise OwnerMissingError(f"{table}: the statement names no owner: {remedy}")
     if isinstance(parameters, list) and not state.is_insert and owned_tables(statement):
         raise OwnerMissingError("update() with a list finds rows by id alone: use update() with a where()")
-    if isinstance(parameters, dict) and not state.is_insert:  # whatever the statement itself says
+    if isinstance(parameters, dict) and not state.is_insert:  # an insert() would take it for a column
         state.parameters = {**parameters, OWNER.key: owner}
     if state.is_orm_statement:
         statement = with_condition(statement, state)
