@@ -6,8 +6,9 @@ relationships. A new row needs `user_id=owner`. For the rows of all users, say s
 `execution_options={"all_users": True}`.
 
 Refused on tables with a `user_id`: insert() and upserts, a new user_id in an UPDATE, and SQL in strings.
-Not checked: a Session(engine) of your own, session.connection(), bulk_ methods, a statement that is text() as
-a whole, and a row that all_users has loaded, until you change it."""
+Not checked: a Session(engine) of your own, session.connection(), bulk_ methods, a statement that names its
+tables in strings alone, such as text(), DDL, new rows of a class that calls its user_id something else, and a
+row that all_users has loaded, until you change it."""
 
 # ruff: noqa: SLF001  (some parts of SQLAlchemy have no public name; without them nothing is sent)
 
@@ -23,7 +24,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, mapperlib, with_loader_criteria
 from sqlalchemy.sql import operators, selectable, visitors
 
-# Of the statement that is being executed. An update() compares it with the rows that were loaded before.
+# The database gets the owner as a parameter of each statement. The variable is for SQLAlchemy, which looks
+# itself which of the loaded rows an update() changes.
 current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
 OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
 
@@ -56,10 +58,8 @@ def add_conditions(state: ORMExecuteState) -> None:
     statement: Any = state.statement
     parameters = state.parameters or {}
     is_guarded = "owner" in state.session.info and state.execution_options.get("all_users") is not True
-    if not is_guarded or isinstance(statement, sa.TextClause):
+    if not is_guarded:
         return
-    if isinstance(statement, sa.StatementLambdaElement):
-        statement = statement._resolved
     owner = state.session.info["owner"]
     is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names(owner, statement, parameters)
     if owner is None or not is_named:
@@ -69,7 +69,7 @@ def add_conditions(state: ORMExecuteState) -> None:
             raise OwnerMissingError(f"{table}: the statement names no owner: {remedy}")
     if isinstance(parameters, list) and not state.is_insert and owned_tables(statement):
         raise OwnerMissingError("update() with a list finds rows by id alone: use update() with a where()")
-    if isinstance(parameters, dict) and not state.is_insert:  # whatever the statement itself says
+    if isinstance(parameters, dict) and not state.is_insert:  # an insert() would take it for a column
         state.parameters = {**parameters, OWNER.key: owner}
     if state.is_orm_statement:
         statement = with_condition(statement, state)
@@ -84,7 +84,7 @@ def with_condition(statement: Any, state: ORMExecuteState) -> Any:
     # A refresh ignores options, and with them an update() takes 200 us more. Part 2 does what this leaves.
     if is_of_one_table and not state.is_from_statement and mapper and "user_id" in mapper.columns:
         return statement.where(mapper.class_.user_id == OWNER)
-    given = state.user_defined_options
+    given = statement._with_options  # a relationship gets those with which its parent was loaded
     return statement.options(*(option for option in conditions() if option not in given))
 
 
@@ -216,7 +216,7 @@ def is_same(table: object, other: object) -> bool:
 
 
 def is_in_a_string(part: Any) -> bool:
-    if isinstance(part, sa.TextClause | sa.TextualSelect) or getattr(part, "is_literal", False):
+    if isinstance(part, sa.TextClause) or getattr(part, "is_literal", False):
         return not re.fullmatch(r"[\w.*]*", str(part))  # a name, a number or a star is harmless
     return (
         (isinstance(part, selectable.HasPrefixes) and bool(part._prefixes))

@@ -82,6 +82,8 @@ class Mark(Model, table=True):
 class Bookmark(Model, table=True):
     """A link table whose foreign keys do not carry the user_id, so that Bob's rows can hang on Ann's."""
 
+    __tablename__ = "references"  # a reserved word
+
     user_id: str = Field(primary_key=True)
     task_id: int = Field(primary_key=True, foreign_key="tasks.id")
     label_id: int = Field(primary_key=True, foreign_key="labels.id")
@@ -519,6 +521,20 @@ SCOPED: dict[str, Case] = {
     "parameter of the guard in the statement": lambda s: s.execute(
         select(Task).where(or_(mine, col(Task.user_id) == bindparam("current_owner", BOB)))
     ),
+    "parameter of the guard in or_": lambda s: s.execute(
+        sa.select(TASKS.c.title).where(
+            or_(TASKS.c.user_id == ANN, TASKS.c.user_id == bindparam("current_owner", ANN), TASKS.c.id == 2)
+        )
+    ),
+    "parameter": lambda s: s.execute(select(Task).where(col(Task.user_id) == bindparam("x")), {"x": ANN}),
+    "grouped by the primary key": lambda s: s.exec(
+        select(Task.title, func.count(col(Tag.id))).outerjoin(task_tags).where(mine).group_by(col(Task.id))
+    ),
+    "full join of a table without user_id": lambda s: s.exec(
+        select(Person.id, Task.id)
+        .join(Task, col(Task.user_id) == Person.id, full=True)
+        .where(exists(my_tasks), or_(Person.id == ANN, col(Person.id) == None))  # noqa: E711
+    ),
     "update from an alias": lambda s: s.exec(
         update(Task).where(mine, col(Other.id) == 2).values(title=Other.title)
     ),
@@ -643,6 +659,9 @@ REFUSED: dict[str, Case] = {
     "subquery in a literal_column": lambda s: s.exec(
         select(Task, literal_column("(SELECT title FROM tasks WHERE id = 2)")).where(mine)
     ),
+    "literal_column beside a subquery": lambda s: s.exec(
+        select(literal_column("(SELECT max(title) FROM tasks)")).where(exists(my_tasks))
+    ),
     "text in a subquery": lambda s: s.exec(select(Task).where(mine, exists(text("SELECT 1 FROM tags")))),
     "from_statement of a text": lambda s: s.execute(
         select(Task).where(mine).from_statement(text("SELECT * FROM tasks"))
@@ -739,6 +758,12 @@ def test_condition_is_written_where_it_keeps_the_rows_of_an_outer_join(
 ) -> None:
     statement = select(Task.title, Tag.name).outerjoin(Tag, and_(Tag.task_id == Task.id, Tag.id == 3))
     assert what_is_seen(anns.exec(statement.where(mine))) == ['("ann\'s task", None)']
+
+
+def test_each_relationship_of_a_chain_gets_the_condition_once(anns: Session, sent: list[str]) -> None:
+    """Else the conditions add up from row to row."""
+    assert anns_task(anns).tags
+    assert sent[-1].count("user_id = ") == 1
 
 
 BOXES = sa.table("boxes", sa.column("user_id"))
@@ -996,6 +1021,18 @@ def test_a_session_that_another_one_uses_in_between_keeps_its_owner(anns: Sessio
         )
         anns.add(Label(user_id=ANN, name="new"))
         assert anns.exec(select(Task.title).where(or_(mine, Task.id == 2))).all() == ["ann's task"]
+
+
+def test_a_class_that_is_defined_later(anns: Session) -> None:
+    anns_task(anns)
+
+    class Later(Model, table=True):
+        id: int = Field(primary_key=True)
+        user_id: str
+
+    with pytest.raises(OwnerMissingError, match=r"Later\.user_id"):
+        anns.exec(select(Later))
+    Model.metadata.remove(Later.__table__)  # type: ignore[attr-defined]  # SQLModel makes it
 
 
 def test_all_users_is_said_with_true(anns: Session) -> None:
