@@ -42,21 +42,21 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def user(client: TestClient) -> "Caller":
+def user(client: TestClient) -> "UserClient":
     """A new user: so no test needs an empty database."""
-    return Caller(client, uuid.uuid4().hex)
+    return UserClient(client, uuid.uuid4().hex)
 
 
 @pytest.fixture
-def stranger(client: TestClient) -> "Caller":
+def another_user(client: TestClient) -> "UserClient":
     """Another user."""
-    return Caller(client, uuid.uuid4().hex)
+    return UserClient(client, uuid.uuid4().hex)
 
 
-class Caller:
+class UserClient:
     """A user with a token, which needs no account.
 
-    `user("GET", "/1")` sends a request for tasks, and `user.make("Milk")` makes one.
+    `user("GET", "/1")` sends a request for tasks, and `user.create("Milk")` makes one.
     """
 
     def __init__(self, client: TestClient, user_id: str) -> None:
@@ -68,7 +68,7 @@ class Caller:
         headers = self.headers | options.pop("headers", {})
         return self.client.request(method, self.path + path, headers=headers, **options)
 
-    def make(self, title: str = "Water the plants", **fields: object) -> dict[str, Any]:
+    def create(self, title: str = "Water the plants", **fields: object) -> dict[str, Any]:
         response = self("POST", json={"title": title, **fields})
         assert response.status_code == 201, response.text
         return dict(response.json())
@@ -184,7 +184,7 @@ def watched_client(look: Callable[[], object]) -> TestClient:
     return TestClient(watched)
 
 
-def served(user: Caller) -> Caller:
+def served(user: UserClient) -> UserClient:
     """The same user, before a server: it logs the exceptions that reach it, as uvicorn does."""
 
     async def server(scope: Scope, receive: Receive, send: Send) -> None:
@@ -193,7 +193,7 @@ def served(user: Caller) -> Caller:
         except Exception:  # noqa: BLE001  (any, like a server)
             logger.exception("Exception in ASGI application")
 
-    return Caller(TestClient(server), user.user_id)
+    return UserClient(TestClient(server), user.user_id)
 
 
 @pytest.fixture

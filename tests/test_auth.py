@@ -23,7 +23,7 @@ from fastapi.testclient import TestClient
 from auth import get_current_owner
 from hardening.settings import warn_once
 from models import UserPublic
-from tests.conftest import Caller, Clock, app_with, check_error, check_refused, token
+from tests.conftest import Clock, UserClient, app_with, check_error, check_refused, token
 from tests.support.environment import ORIGIN, SECRET
 
 SOON = int(time.time()) + 3600
@@ -65,8 +65,8 @@ USER_IDS = {
 
 @pytest.mark.parametrize("user_id", USER_IDS.values(), ids=USER_IDS)
 def test_user_ids_of_many_kinds_work(client: TestClient, user_id: str) -> None:
-    user = Caller(client, user_id)
-    task = user.make()
+    user = UserClient(client, user_id)
+    task = user.create()
     assert task["user_id"] == user_id
     assert user("GET", f"/{task['id']}").json() == task
     assert user("DELETE", f"/{task['id']}").status_code == 204
@@ -266,8 +266,8 @@ def spellings(user_id: str) -> dict[str, str]:
 @pytest.mark.parametrize("kind", spellings("AnnaiéﬁA"))
 def test_path_must_match_the_token_id_exactly(client: TestClient, kind: str) -> None:
     user_id = "Anna" + uuid.uuid4().hex + "iéﬁA"
-    user = Caller(client, user_id)
-    user.make("Mine")
+    user = UserClient(client, user_id)
+    user.create("Mine")
     path = f"/api/{spellings(user_id)[kind]}/tasks"
     assert client.get(path, headers=user.headers).status_code in (403, 404)
     assert client.post(path, headers=user.headers, json={"title": "x"}).status_code in (403, 404)
@@ -275,17 +275,17 @@ def test_path_must_match_the_token_id_exactly(client: TestClient, kind: str) -> 
 
 
 def test_encoded_id_in_the_path_is_the_same_id(client: TestClient) -> None:
-    user = Caller(client, uuid.uuid4().hex)
-    user.make("Mine")
+    user = UserClient(client, uuid.uuid4().hex)
+    user.create("Mine")
     encoded = "".join(f"%{ord(letter):02X}" for letter in user.user_id)
     assert client.get(f"/api/{encoded}/tasks", headers=user.headers).json()[0]["title"] == "Mine"
 
 
-def test_owner_comes_from_the_token(user: Caller, stranger: Caller) -> None:
+def test_owner_comes_from_the_token(user: UserClient, another_user: UserClient) -> None:
     """Even if the comparison with the path were wrong."""
-    user.make("Mine")
-    bob = UserPublic(id=stranger.user_id, email=None, created_at=None)
-    assert asyncio.run(get_current_owner(stranger.user_id, bob)) is bob.id
+    user.create("Mine")
+    bob = UserPublic(id=another_user.user_id, email=None, created_at=None)
+    assert asyncio.run(get_current_owner(another_user.user_id, bob)) is bob.id
 
     class SameAsAnything(str):
         __slots__ = ()
@@ -294,12 +294,12 @@ def test_owner_comes_from_the_token(user: Caller, stranger: Caller) -> None:
         def __ne__(self, _other: object) -> bool:
             return False
 
-    assert asyncio.run(get_current_owner(SameAsAnything(user.user_id), bob)) == stranger.user_id
+    assert asyncio.run(get_current_owner(SameAsAnything(user.user_id), bob)) == another_user.user_id
 
 
-def test_no_route_serves_another_users_path(user: Caller, stranger: Caller) -> None:
+def test_no_route_serves_another_users_path(user: UserClient, another_user: UserClient) -> None:
     """All routes with parameters in their path, found by themselves: a new one cannot be forgotten."""
-    task = user.make()
+    task = user.create()
     paths = user.client.get("/openapi.json").json()["paths"]
     routes = [(method.upper(), path) for path in paths if "{" in path for method in paths[path]]
     assert len(routes) >= 7
@@ -307,21 +307,23 @@ def test_no_route_serves_another_users_path(user: Caller, stranger: Caller) -> N
         assert path.startswith("/api/{user_id}/"), "a route without an owner"
         url = path.replace("{user_id}", user.user_id)
         url = re.sub(r"{\w+}", str(task["id"]), url)
-        body = {"title": "stolen", "user_id": stranger.user_id, "id": task["id"]}
-        check_error(user.client.request(method, url, json=body, headers=stranger.headers), 403, "forbidden")
+        body = {"title": "stolen", "user_id": another_user.user_id, "id": task["id"]}
+        check_error(
+            user.client.request(method, url, json=body, headers=another_user.headers), 403, "forbidden"
+        )
         check_error(user.client.request(method, url, json=body), 401, "unauthorized")
     assert user("GET").json() == [task]
-    assert stranger.titles() == []
+    assert another_user.titles() == []
 
 
-def test_the_checks_come_in_the_order_401_403_404(user: Caller, stranger: Caller) -> None:
+def test_the_checks_come_in_the_order_401_403_404(user: UserClient, another_user: UserClient) -> None:
     path = f"{user.path}/999999999999"
     assert user.client.get(path).status_code == 401
-    assert user.client.get(path, headers=stranger.headers).status_code == 403
+    assert user.client.get(path, headers=another_user.headers).status_code == 403
     assert user.client.get(path, headers=user.headers).status_code == 404
 
 
-def test_user_id_with_a_slash_is_not_found(user: Caller) -> None:
+def test_user_id_with_a_slash_is_not_found(user: UserClient) -> None:
     """It would be another path: neither encoded nor as it is."""
     for path in ("/api/some/one/tasks", "/api/some%2Fone/tasks"):
         check_error(user.client.get(path, headers=user.headers), 404, "not_found")

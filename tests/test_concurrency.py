@@ -15,31 +15,31 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 import db
-from tests.conftest import Caller
+from tests.conftest import UserClient
 from tests.support.accounts import PASSWORD, Account, new_email
 
 pytestmark = pytest.mark.usefixtures("patient")
 
 
-def test_simultaneous_creates_lose_and_double_nothing(user: Caller) -> None:
+def test_simultaneous_creates_lose_and_double_nothing(user: UserClient) -> None:
     with ThreadPoolExecutor(20) as pool:
-        made = list(pool.map(user.make, [str(number) for number in range(100)]))
+        made = list(pool.map(user.create, [str(number) for number in range(100)]))
     assert len({task["id"] for task in made}) == 100
     assert sorted(user.titles(), key=int) == [str(number) for number in range(100)]
 
 
 @pytest.mark.parametrize("times", [40, 41])
-def test_simultaneous_toggles_all_count(user: Caller, times: int) -> None:
-    path = f"/{user.make()['id']}"
+def test_simultaneous_toggles_all_count(user: UserClient, times: int) -> None:
+    path = f"/{user.create()['id']}"
     with ThreadPoolExecutor(20) as pool:
         codes = set(pool.map(lambda _: user("PATCH", f"{path}/complete").status_code, range(times)))
     assert codes == {200}
     assert user("GET", path).json()["completed"] is (times % 2 == 1)
 
 
-def test_simultaneous_updates_of_different_fields_keep_each(user: Caller) -> None:
+def test_simultaneous_updates_of_different_fields_keep_each(user: UserClient) -> None:
     changes: list[dict[str, Any]] = [{"title": "new"}, {"description": "new"}, {"completed": True}]
-    tasks = [user.make("old", description="old") for _ in range(10)]
+    tasks = [user.create("old", description="old") for _ in range(10)]
     work = [(task["id"], change) for task in tasks for change in changes]
     with ThreadPoolExecutor(6) as pool:
         codes = set(pool.map(lambda job: user("PATCH", f"/{job[0]}", json=job[1]).status_code, work))
@@ -50,8 +50,8 @@ def test_simultaneous_updates_of_different_fields_keep_each(user: Caller) -> Non
         assert (task["title"], task["description"], task["completed"]) == ("new", "new", True)
 
 
-def test_simultaneous_deletes_delete_once(user: Caller) -> None:
-    path = f"/{user.make()['id']}"
+def test_simultaneous_deletes_delete_once(user: UserClient) -> None:
+    path = f"/{user.create()['id']}"
     with ThreadPoolExecutor(10) as pool:
         codes = list(pool.map(lambda _: user("DELETE", path).status_code, range(10)))
     assert sorted(codes) == [204] + [404] * 9
@@ -111,9 +111,9 @@ def check_that_others_go_on(
 
 @pytest.mark.parametrize(("method", "path"), OF_TASKS.values(), ids=OF_TASKS)
 def test_request_for_tasks_that_waits_for_the_database_holds_up_nobody(
-    user: Caller, method: str, path: str
+    user: UserClient, method: str, path: str
 ) -> None:
-    path = user.path + path.format(id=user.make()["id"])
+    path = user.path + path.format(id=user.create()["id"])
     check_that_others_go_on(user.client, method, path, headers=user.headers, json={"title": "x"})
 
 

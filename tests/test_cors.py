@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from hardening.settings import warn_once
-from tests.conftest import Caller, app_with
+from tests.conftest import UserClient, app_with
 from tests.support.environment import ORIGIN
 
 
@@ -17,7 +17,7 @@ def preflight(client: TestClient, origin: str) -> Any:
     return client.options("/api/x/tasks/1/complete", headers={"Origin": origin} | asked)
 
 
-def test_browsers_may_call_from_a_listed_origin(client: TestClient, user: Caller) -> None:
+def test_browsers_may_call_from_a_listed_origin(client: TestClient, user: UserClient) -> None:
     response = preflight(client, ORIGIN)
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == ORIGIN
@@ -52,7 +52,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("origin", STRANGE.values(), ids=STRANGE)
-def test_browsers_may_not_call_from_other_origins(client: TestClient, user: Caller, origin: str) -> None:
+def test_browsers_may_not_call_from_other_origins(client: TestClient, user: UserClient, origin: str) -> None:
     for response in (preflight(client, origin), user("GET", headers={"Origin": origin})):
         assert "access-control-allow-origin" not in response.headers
 

@@ -17,7 +17,7 @@ import db
 from db import transaction
 from hardening import database
 from models import Task
-from tests.conftest import Caller, Clock, check_error, check_unavailable, served, until
+from tests.conftest import Clock, UserClient, check_error, check_unavailable, served, until
 from tests.support.counting import counted, sent_statements
 from tests.support.environment import NAME, administer, on_postgres, on_sqlite, url
 from tests.support.wire import Wire
@@ -36,10 +36,10 @@ def run(sql: str) -> None:
 
 @pytest.mark.parametrize("column", ["title", "id"])
 def test_database_errors_do_not_leak_data(
-    user: Caller, caplog: pytest.LogCaptureFixture, column: str
+    user: UserClient, caplog: pytest.LogCaptureFixture, column: str
 ) -> None:
     """PostgreSQL adds what stands before the mistake: here the title, or the user's id."""
-    task = user.make()
+    task = user.create()
     with db.engine.connect() as connection:
         connection.execute(text(f"ALTER TABLE tasks RENAME COLUMN {column} TO elsewhere"))
         try:
@@ -108,8 +108,10 @@ def test_sqlite_cancels_a_slow_statement(uptime: Clock) -> None:
 
 
 @on_sqlite
-def test_sqlite_locked_by_another_program_is_a_503_for_writers_only(user: Caller, stranger: Caller) -> None:
-    task = user.make()
+def test_sqlite_locked_by_another_program_is_a_503_for_writers_only(
+    user: UserClient, another_user: UserClient
+) -> None:
+    task = user.create()
     with db.engine.connect() as connection:
         # On all connections that requests will use; four seconds are too long for this test.
         event.listen(db.engine, "before_cursor_execute", impatient)
@@ -133,7 +135,7 @@ def impatient(_connection: object, cursor: Any, *_rest: object) -> None:
 
 
 @on_postgres
-def test_four_second_limit_is_sent_with_the_statement(user: Caller) -> None:
+def test_four_second_limit_is_sent_with_the_statement(user: UserClient) -> None:
     with counted() as cost, sent_statements() as sent:
         user("GET")
     ((sql, _),) = sent
@@ -149,9 +151,9 @@ IN_PARTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", IN_PARTS.values(), ids=IN_PARTS)
 @pytest.mark.parametrize("begin", [transaction, nullcontext], ids=["transaction", "autocommit"])
-def test_rows_can_be_read_in_parts(user: Caller, begin: Any, options: dict[str, Any]) -> None:
+def test_rows_can_be_read_in_parts(user: UserClient, begin: Any, options: dict[str, Any]) -> None:
     for number in range(5):
-        user.make(str(number))
+        user.create(str(number))
     mine = select(Task).where(Task.user_id == user.user_id).order_by(col(Task.id))
     with Session(db.engine) as session, begin(session):
         rows = session.exec(mine, execution_options=options)
@@ -182,12 +184,12 @@ def test_each_part_has_the_time_limit(client: TestClient, monkeypatch: pytest.Mo
 
 
 @on_postgres
-def test_connections_closed_while_idle_are_replaced_unseen(user: Caller) -> None:
+def test_connections_closed_while_idle_are_replaced_unseen(user: UserClient) -> None:
     for _ in range(3):
         assert user("GET").status_code == 200
         administer(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{NAME}'")
         until(closed_by_server)
-        user.make()
+        user.create()
 
 
 def closed_by_server() -> bool:
@@ -198,7 +200,7 @@ def closed_by_server() -> bool:
 
 
 @on_postgres
-def test_more_than_1024_open_files_are_no_problem(user: Caller) -> None:
+def test_more_than_1024_open_files_are_no_problem(user: UserClient) -> None:
     """select(2) knows no others; a server with many clients has more."""
     resource = pytest.importorskip("resource", reason="sets a limit that Windows does not have")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -217,9 +219,9 @@ def test_more_than_1024_open_files_are_no_problem(user: Caller) -> None:
 
 @on_postgres
 def test_database_that_is_down_is_a_503_until_it_is_back(
-    user: Caller, client: TestClient, fresh_health: None, uptime: Clock, the_wire: Wire
+    user: UserClient, client: TestClient, fresh_health: None, uptime: Clock, the_wire: Wire
 ) -> None:
-    task = user.make()
+    task = user.create()
     the_wire.cut()
     try:
         for response in (user("GET"), user("POST", json={"title": "lost"}), client.get("/health")):
@@ -233,22 +235,22 @@ def test_database_that_is_down_is_a_503_until_it_is_back(
 
 @on_postgres
 def test_statement_waiting_for_a_lock_is_cancelled_without_changes(
-    user: Caller, stranger: Caller, monkeypatch: pytest.MonkeyPatch
+    user: UserClient, another_user: UserClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = user.make()
+    task = user.create()
     monkeypatch.setattr(database, "STATEMENT_TIMEOUT", 0.3)
     with db.engine.connect() as other:
         other.exec_driver_sql("BEGIN")
         other.exec_driver_sql(f"SELECT 1 FROM tasks WHERE id = {task['id']} FOR UPDATE")
         check_unavailable(user("PATCH", f"/{task['id']}/complete"))
-        assert stranger("GET").status_code == 200
+        assert another_user("GET").status_code == 200
         other.exec_driver_sql("ROLLBACK")
     assert user("GET", f"/{task['id']}").json() == task
 
 
 @on_postgres
-def test_read_only_database_is_a_503_for_writers_only(user: Caller) -> None:
-    task = user.make()
+def test_read_only_database_is_a_503_for_writers_only(user: UserClient) -> None:
+    task = user.create()
     administer(f"ALTER DATABASE {NAME} SET default_transaction_read_only = on")
     db.engine.dispose()
     try:

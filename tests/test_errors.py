@@ -18,7 +18,7 @@ from starlette.types import Message
 import main
 from db import SessionDep, get_session
 from models import Task
-from tests.conftest import Caller, another_app, check_error, check_unavailable, served
+from tests.conftest import UserClient, another_app, check_error, check_unavailable, served
 from tests.support.environment import ORIGIN
 
 SECRET_WORDS = "the client must not see this"
@@ -70,7 +70,7 @@ OUTAGES = {
 
 @pytest.mark.parametrize("error", OUTAGES.values(), ids=OUTAGES)
 def test_outages_are_a_503(
-    user: Caller, fail: Fail, caplog: pytest.LogCaptureFixture, error: Exception
+    user: UserClient, fail: Fail, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     fail(error)
     response = user("GET", headers={"Origin": ORIGIN})
@@ -92,7 +92,7 @@ BUGS = {
 
 @pytest.mark.parametrize("error", BUGS.values(), ids=BUGS)
 def test_our_bugs_are_a_500_and_one_traceback(
-    user: Caller, fail: Fail, caplog: pytest.LogCaptureFixture, error: Exception
+    user: UserClient, fail: Fail, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     fail(error)
     response = served(user)("GET", headers={"Origin": ORIGIN})

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
 
-from tests.conftest import Caller, another_app
+from tests.conftest import UserClient, another_app
 
 PATHS = ["/", "/health", "/docs", "/redoc", "/demo", "/openapi.json", "/nowhere", "/api/x/tasks"]
 
@@ -19,8 +19,8 @@ def test_content_types_are_not_guessed(client: TestClient, path: str) -> None:
     assert client.get(path).headers["x-content-type-options"] == "nosniff"
 
 
-def test_responses_with_tasks_are_not_stored(user: Caller) -> None:
-    task = user.make()
+def test_responses_with_tasks_are_not_stored(user: UserClient) -> None:
+    task = user.create()
     for path in ("", f"/{task['id']}", "/999999999999"):
         assert user("GET", path).headers["cache-control"] == "no-store"
 

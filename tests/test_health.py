@@ -14,7 +14,7 @@ from sqlalchemy import event, exc, text
 
 import db
 from routes.service import check_database, database_health
-from tests.conftest import Caller, Clock, check_error, check_unavailable, served, until
+from tests.conftest import Clock, UserClient, check_error, check_unavailable, served, until
 from tests.support.counting import counted, sent_statements
 
 
@@ -120,7 +120,12 @@ MISSING = {
 
 @pytest.mark.parametrize(("lose", "find"), MISSING.values(), ids=MISSING)
 def test_forgotten_migration_is_seen_at_once(
-    user: Caller, fresh_health: None, uptime: Clock, caplog: pytest.LogCaptureFixture, lose: str, find: str
+    user: UserClient,
+    fresh_health: None,
+    uptime: Clock,
+    caplog: pytest.LogCaptureFixture,
+    lose: str,
+    find: str,
 ) -> None:
     client = user.client
     assert client.get("/health").status_code == 200

@@ -9,35 +9,35 @@ from fastapi import APIRouter, Body, Depends, Query, WebSocket
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ConfigDict, Field
 
-from tests.conftest import FIELDS, Caller, another_app, app_with
+from tests.conftest import FIELDS, UserClient, another_app, app_with
 
 Log = pytest.LogCaptureFixture
 
 
 @pytest.fixture
-def ann(user: Caller, caplog: Log) -> Iterator[Caller]:
+def ann(user: UserClient, caplog: Log) -> Iterator[UserClient]:
     """A user of an app that has ignored nothing so far."""
     with TestClient(another_app()) as client, caplog.at_level(logging.WARNING):
-        yield Caller(client, user.user_id)
+        yield UserClient(client, user.user_id)
 
 
-def test_ignored_fields_are_named_once(ann: Caller, caplog: Log) -> None:
+def test_ignored_fields_are_named_once(ann: UserClient, caplog: Log) -> None:
     for _ in range(2):
-        ann.make("Water the plants", mood="s3cret", colour="s3cret")
+        ann.create("Water the plants", mood="s3cret", colour="s3cret")
     assert sorted(caplog.messages) == [
         'POST /api/{user_id}/tasks: "colour" is not a field and was ignored',
         'POST /api/{user_id}/tasks: "mood" is not a field and was ignored',
     ]
 
 
-def test_ignored_parameters_are_named_once(ann: Caller, caplog: Log) -> None:
+def test_ignored_parameters_are_named_once(ann: UserClient, caplog: Log) -> None:
     for number in range(2):
         assert ann.titles(f"?offset={number}&limit=5&sort=title") == []
     assert caplog.messages == ['GET /api/{user_id}/tasks: "offset" is not a parameter and was ignored']
 
 
-def test_update_with_a_misspelt_field_says_so(ann: Caller, caplog: Log) -> None:
-    task = ann.make()
+def test_update_with_a_misspelt_field_says_so(ann: UserClient, caplog: Log) -> None:
+    task = ann.create()
     for method in ("PUT", "PATCH"):
         response = ann(method, f"/{task['id']}", json={"title": "Water the fern", "complete": True})
         assert response.status_code == 200
@@ -48,15 +48,15 @@ def test_update_with_a_misspelt_field_says_so(ann: Caller, caplog: Log) -> None:
     ]
 
 
-def test_whole_task_may_be_sent_back(ann: Caller, caplog: Log) -> None:
-    task = ann.make()
+def test_whole_task_may_be_sent_back(ann: UserClient, caplog: Log) -> None:
+    task = ann.create()
     task = {name: task[name] for name in FIELDS}
     assert ann("PUT", f"/{task['id']}", json=task).status_code == 200
     assert caplog.messages == []
 
 
-def test_names_are_cut_and_escaped(ann: Caller, caplog: Log) -> None:
-    ann.make("Water the plants", **{"x" * 60_000: 1, 'a"\nINFO é': 2})
+def test_names_are_cut_and_escaped(ann: UserClient, caplog: Log) -> None:
+    ann.create("Water the plants", **{"x" * 60_000: 1, 'a"\nINFO é': 2})
     first = "POST /api/{user_id}/tasks: "
     assert sorted(caplog.messages) == [
         rf'{first}"a\"\nINFO \u00e9" is not a field and was ignored',
@@ -64,9 +64,9 @@ def test_names_are_cut_and_escaped(ann: Caller, caplog: Log) -> None:
     ]
 
 
-def test_flood_of_names_ends_and_hides_no_other_warning(ann: Caller, caplog: Log) -> None:
+def test_flood_of_names_ends_and_hides_no_other_warning(ann: UserClient, caplog: Log) -> None:
     for batch in range(3):
-        ann.make("Water the plants", **{f"field {batch} {number}": 1 for number in range(100)})
+        ann.create("Water the plants", **{f"field {batch} {number}": 1 for number in range(100)})
     assert len(caplog.messages) == 200
     caplog.clear()
     ann.headers = {"Authorization": "Bearer undefined"}
@@ -77,9 +77,9 @@ def test_flood_of_names_ends_and_hides_no_other_warning(ann: Caller, caplog: Log
 
 @pytest.mark.parametrize("environment", ["staging", "production"])
 @pytest.mark.usefixtures("client")
-def test_nothing_is_logged_where_users_are(user: Caller, caplog: Log, environment: str) -> None:
+def test_nothing_is_logged_where_users_are(user: UserClient, caplog: Log, environment: str) -> None:
     with app_with(ENVIRONMENT=environment) as client, caplog.at_level(logging.WARNING):
-        Caller(client, user.user_id).make("Water the plants", mood=1)
+        UserClient(client, user.user_id).create("Water the plants", mood=1)
     assert caplog.messages == []
 
 

@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 from pydantic import StringConstraints
 from sqlmodel import SQLModel
 
-from tests.conftest import Caller, another_app, check_error
+from tests.conftest import UserClient, another_app, check_error
 from tests.support.environment import ORIGIN
 
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -45,8 +45,8 @@ BODIES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_bad_bodies_change_nothing(user: Caller, body: bytes) -> None:
-    task = user.make("As it was", description="as it was")
+def test_bad_bodies_change_nothing(user: UserClient, body: bytes) -> None:
+    task = user.create("As it was", description="as it was")
     # Python's parser fails on very deep nesting; some versions on less than others.
     codes = {422: "validation_error"} | ({400: "bad_request"} if DEEP in body else {})
     for method, path in (("POST", ""), ("PUT", f"/{task['id']}"), ("PATCH", f"/{task['id']}")):
@@ -58,7 +58,7 @@ def test_bad_bodies_change_nothing(user: Caller, body: bytes) -> None:
     assert user("GET").json() == [task]
 
 
-def test_invalid_utf8_is_refused(user: Caller) -> None:
+def test_invalid_utf8_is_refused(user: UserClient) -> None:
     check_error(user("POST", content=b'{"title": "\xff"}', headers=JSON_TYPE), 400, "bad_request")
     assert user.titles() == []
 
@@ -67,7 +67,7 @@ CONTENT_TYPES = ["text/plain", "application/x-www-form-urlencoded", "multipart/f
 
 
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
-def test_other_content_types_are_refused(user: Caller, content_type: str) -> None:
+def test_other_content_types_are_refused(user: UserClient, content_type: str) -> None:
     response = user("POST", content=b'{"title": "x"}', headers={"Content-Type": content_type})
     message = check_error(response, 422, "validation_error")
     assert "Content-Type: application/json" in message
@@ -83,17 +83,17 @@ URLS += ["?sort=id", "?sort=", "?sort=title;--", "?search=%00", f"?search={'x' *
 
 
 @pytest.mark.parametrize("url", URLS, ids=lambda url: url[:24])
-def test_bad_paths_and_queries_are_refused(user: Caller, url: str) -> None:
+def test_bad_paths_and_queries_are_refused(user: UserClient, url: str) -> None:
     check_error(user("GET", url), 422, "validation_error")
 
 
 @pytest.mark.parametrize("url", [f"/{BIG - 1}", "/999999999999"])
-def test_ids_that_no_task_has_are_not_found(user: Caller, url: str) -> None:
+def test_ids_that_no_task_has_are_not_found(user: UserClient, url: str) -> None:
     check_error(user("GET", url), 404, "not_found")
 
 
 @pytest.mark.parametrize("url", [f"?skip={BIG - 1}", "?limit=1000&skip=99999999999", "?search=%ED%A0%80"])
-def test_extremes_within_bounds_are_an_empty_list(user: Caller, url: str) -> None:
+def test_extremes_within_bounds_are_an_empty_list(user: UserClient, url: str) -> None:
     assert user.titles(url) == []
 
 
@@ -109,7 +109,7 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize(("body", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_message_names_the_field_and_the_mistake(user: Caller, body: bytes, message: str) -> None:
+def test_message_names_the_field_and_the_mistake(user: UserClient, body: bytes, message: str) -> None:
     response = user("POST", content=body, headers=JSON_TYPE)
     assert check_error(response, 422, "validation_error") == message
 
@@ -125,7 +125,7 @@ QUERIES = {
 
 
 @pytest.mark.parametrize(("url", "message"), QUERIES.items())
-def test_message_names_the_parameter_and_the_mistake(user: Caller, url: str, message: str) -> None:
+def test_message_names_the_parameter_and_the_mistake(user: UserClient, url: str, message: str) -> None:
     assert check_error(user("GET", url), 422, "validation_error") == message
 
 
@@ -137,7 +137,7 @@ def test_pattern_of_a_students_own_model_has_its_own_message() -> None:
         color: Annotated[str, StringConstraints(pattern="^#[0-9a-f]{6}$")]
 
     @app.post("/tags")
-    def make_tag(tag: Tag) -> Tag:
+    def create_tag(tag: Tag) -> Tag:
         return tag
 
     with TestClient(app) as client:
@@ -149,7 +149,7 @@ def test_pattern_of_a_students_own_model_has_its_own_message() -> None:
         assert message == "color: Text cannot contain the NUL character"
 
 
-def test_validation_error_does_not_echo_the_input(user: Caller) -> None:
+def test_validation_error_does_not_echo_the_input(user: UserClient) -> None:
     response = user("POST", json={"title": "s3cret" * 100, "description": ["s3cret"], "completed": "s3cret"})
     check_error(response, 422, "validation_error")
     assert len(response.json()["detail"]) == 3
@@ -163,7 +163,7 @@ def chunks(size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["declared", "chunked"])
-def test_bodies_over_64_kib_are_refused_so_that_a_browser_sees_it(user: Caller, kind: str) -> None:
+def test_bodies_over_64_kib_are_refused_so_that_a_browser_sees_it(user: UserClient, kind: str) -> None:
     content = b"x" * (64 * 1024 + 1) if kind == "declared" else chunks(80 * 1024)
     response = user("POST", content=content, headers=JSON_TYPE | {"Origin": ORIGIN})
     check_error(response, 413, "body_too_large")
@@ -171,7 +171,7 @@ def test_bodies_over_64_kib_are_refused_so_that_a_browser_sees_it(user: Caller, 
     assert user.titles() == []
 
 
-def test_bodies_up_to_64_kib_are_read(user: Caller) -> None:
+def test_bodies_up_to_64_kib_are_read(user: UserClient) -> None:
     padding = " " * (64 * 1024 - len('{"title": "x"}'))
     response = user("POST", content=('{"title": "x"}' + padding).encode(), headers=JSON_TYPE)
     assert response.status_code == 201

@@ -21,7 +21,7 @@ from hardening import guesses, turns
 from hardening.parsing import limiter
 from hardening.settings import settings
 from routes import accounts
-from tests.conftest import Caller, Clock, check_error, check_unavailable, until, watched_client
+from tests.conftest import Clock, UserClient, check_error, check_unavailable, until, watched_client
 from tests.support.accounts import PASSWORD, Account, new_email, post
 
 pytestmark = pytest.mark.usefixtures("client", "fresh_limits", "cheap_passwords")
@@ -69,10 +69,10 @@ def test_one_account_may_be_tried_a_hundred_times_a_minute(ann: Account, clock: 
 
 @pytest.mark.usefixtures("clock")
 def test_no_single_client_can_lock_out_the_owner_of_an_account(ann: Account) -> None:
-    stranger, owner = client_at("192.0.2.1"), client_at("192.0.2.2")
-    guess(stranger, ann.email, 10)
+    another_user, owner = client_at("192.0.2.1"), client_at("192.0.2.2")
+    guess(another_user, ann.email, 10)
     for _ in range(200):
-        check_limited(post(stranger, "login", ann.email, "not the password"), 60)
+        check_limited(post(another_user, "login", ann.email, "not the password"), 60)
     assert post(owner, "login", ann.email).status_code == 200
 
 
@@ -260,7 +260,7 @@ def test_hashing_turn_ends_before_the_response(ann: Account) -> None:
 
 
 def test_frozen_storage_is_a_503_and_blocks_nobody_else(
-    ann: Account, user: Caller, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
+    ann: Account, user: UserClient, fresh_limits: FixedWindowRateLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release, hit = threading.Event(), fresh_limits.hit
 

@@ -14,7 +14,7 @@ from sqlalchemy import event
 import db
 import routes.tasks
 from hardening.settings import ROOT, Settings
-from tests.conftest import Caller, another_app, check_error
+from tests.conftest import UserClient, another_app, check_error
 from tests.support.accounts import Account
 
 BOX = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
@@ -153,18 +153,18 @@ def test_quoted_code_is_in_its_file() -> None:
 
 @pytest.mark.parametrize("built_in_login", [True, False])
 def test_two_statements_in_a_transaction_happen_both_or_not_at_all(
-    user: Caller, ann: Account, built_in_login: bool
+    user: UserClient, ann: Account, built_in_login: bool
 ) -> None:
     """The endpoint of docs/learn.md. At first its second statement fails."""
     if built_in_login:
-        user = Caller(user.client, ann.id)
+        user = UserClient(user.client, ann.id)
         user.headers = {"Authorization": f"Bearer {ann.login()}"}
     router = APIRouter(prefix="/api/{user_id}/tasks")
     exec(CLEAN_UP, vars(routes.tasks) | {"router": router, "transaction": db.transaction})
     app = another_app()
     app.include_router(router)
-    user.make("done", completed=True)
-    user.make("open")
+    user.create("done", completed=True)
+    user.create("open")
 
     def fail(_connection: object, _cursor: object, sql: str, *_: object) -> None:
         if "INSERT" in sql:

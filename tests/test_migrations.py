@@ -41,7 +41,7 @@ import main
 from hardening.parsing import parse_database
 from hardening.settings import ROOT, settings
 from models import User, now
-from tests.conftest import Caller, Refusal
+from tests.conftest import Refusal, UserClient
 from tests.support.environment import POSTGRES, administer, on_postgres, on_sqlite
 
 ALEMBIC = Config(toml_file=ROOT / "pyproject.toml")
@@ -114,16 +114,16 @@ def test_other_tables_are_left_alone(tables_of_better_auth: list[str]) -> None:
     assert set(tables_of_better_auth) < set(inspect(db.engine).get_table_names())
 
 
-def test_migrations_go_down_and_up_again(user: Caller) -> None:
+def test_migrations_go_down_and_up_again(user: UserClient) -> None:
     command.downgrade(ALEMBIC, "base")
     assert not {"tasks", "users"} & set(inspect(db.engine).get_table_names())
     command.upgrade(ALEMBIC, "head")
-    user.make()
+    user.create()
 
 
-def test_failed_migration_changes_nothing(user: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_changes_nothing(user: UserClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schema changes are all or nothing, and the lock is let go."""
-    user.make("still here")
+    user.create("still here")
 
     def half(context: MigrationContext, **_options: object) -> None:
         context.connection.execute(text("CREATE TABLE half (id INTEGER)"))  # type: ignore[union-attr]  # it has one

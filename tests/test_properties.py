@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.conftest import Caller, check_change
+from tests.conftest import UserClient, check_change
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs hypothesis: pip install --group dev")
 
@@ -34,7 +34,7 @@ REQUESTS = [("GET", ""), ("PUT", ""), ("PATCH", "/complete"), ("DELETE", "")]
 class Model:
     """One user: what the API should know of them, and how they ask it."""
 
-    user: Caller
+    user: UserClient
     tasks: list[dict[str, Any]] = field(default_factory=list)
 
     def listed(self, search: str | None, completed: bool | None, sort: str) -> list[dict[str, Any]]:
@@ -60,12 +60,12 @@ class TaskMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.models = [Model(Caller(self.client, uuid.uuid4().hex)) for _ in range(2)]
+        self.models = [Model(UserClient(self.client, uuid.uuid4().hex)) for _ in range(2)]
 
     @rule(who=WHO, title=TITLES, description=DESCRIPTIONS, completed=st.booleans())
     def create(self, who: int, title: str, description: str | None, completed: bool) -> None:
         model = self.models[who]
-        task = model.user.make(title, description=description, completed=completed)
+        task = model.user.create(title, description=description, completed=completed)
         expected = {"title": title.strip(), "description": description, "completed": completed}
         assert expected.items() <= task.items()
         assert task["user_id"] == model.user.user_id

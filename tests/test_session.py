@@ -20,7 +20,7 @@ from auth import CurrentOwner
 from db import SessionDep
 from hardening import turns
 from models import Task
-from tests.conftest import Caller, Clock, another_app, check_change, check_error, until, watched_client
+from tests.conftest import Clock, UserClient, another_app, check_change, check_error, until, watched_client
 from tests.support.counting import counted
 from tests.support.environment import POSTGRES
 
@@ -74,10 +74,10 @@ def session_of_a_plain_engine(client: TestClient) -> Iterator[Session]:
     "override", ["shared_session", "session_of_another_engine", "session_of_a_plain_engine"]
 )
 def test_every_task_endpoint_works_with_your_own_session(
-    user: Caller, stranger: Caller, override: str, request: pytest.FixtureRequest
+    user: UserClient, another_user: UserClient, override: str, request: pytest.FixtureRequest
 ) -> None:
     session: Session = request.getfixturevalue(override)
-    milk, bread = user.make("Milk", description="two"), user.make("Bread")
+    milk, bread = user.create("Milk", description="two"), user.create("Bread")
     path = f"/{milk['id']}"
     assert user("GET").json() == [bread, milk]
     assert user("GET", path).json() == milk
@@ -99,7 +99,7 @@ def test_every_task_endpoint_works_with_your_own_session(
         ("PATCH", "/complete", None),
         ("DELETE", "", None),
     ):
-        check_error(stranger(method, path + suffix, json=body), 404, "not_found")
+        check_error(another_user(method, path + suffix, json=body), 404, "not_found")
     mine = select(Task).where(Task.user_id == user.user_id).order_by(Task.id)  # type: ignore[arg-type]  # a column
     assert [task.title for task in session.exec(mine)] == ["Oat milk", "Bread"]
 
@@ -152,8 +152,8 @@ class Crowd:
         self.waiting: list[Future[Any]] = []
 
     def user(self, name: str, requests: int) -> Callable[[], None]:
-        user = Caller(self.client, name)
-        path = f"/{user.make()['id']}/complete"
+        user = UserClient(self.client, name)
+        path = f"/{user.create()['id']}/complete"
 
         def send() -> None:
             self.waiting += [self.pool.submit(user, "PATCH", path) for _ in range(requests)]
@@ -173,20 +173,22 @@ def in_use() -> int:
     return int(db.engine.pool.checkedout())  # type: ignore[attr-defined]  # of a QueuePool, which ours is
 
 
-def test_flooding_user_delays_no_one_else(crowd: Crowd, stranger: Caller) -> None:
+def test_flooding_user_delays_no_one_else(crowd: Crowd, another_user: UserClient) -> None:
     """Three of the ten connections at most, so that two thirds are for the others."""
     send = crowd.user("flood", 20)
     with locked():
         send()
         until(lambda: in_use() == 3)
         for _ in range(10):
-            assert stranger("GET").status_code == 200
+            assert another_user("GET").status_code == 200
         assert in_use() == 3
         assert not any(request.done() for request in crowd.waiting)
 
 
 @pytest.mark.usefixtures("patient")
-def test_order_of_parameters_does_not_matter(client: TestClient, user: Caller, stranger: Caller) -> None:
+def test_order_of_parameters_does_not_matter(
+    client: TestClient, user: UserClient, another_user: UserClient
+) -> None:
     """Here the session comes first; and still a user has three connections, and the token decides."""
     app = another_app()
 
@@ -198,14 +200,14 @@ def test_order_of_parameters_does_not_matter(client: TestClient, user: Caller, s
 
     held: list[str] = []
     release = Event()
-    user.make()
+    user.create()
     with TestClient(app) as other, ThreadPoolExecutor(20) as pool:
         path = f"/api/{user.user_id}/slow"
         waiting = [pool.submit(other.post, path, headers=user.headers) for _ in range(20)]
         until(lambda: len(held) == 3)
-        check_error(other.post(path, headers=stranger.headers), 403, "forbidden")
+        check_error(other.post(path, headers=another_user.headers), 403, "forbidden")
         assert in_use() == 3
-        assert Caller(other, stranger.user_id).titles() == []
+        assert UserClient(other, another_user.user_id).titles() == []
         assert len(held) == 3
         release.set()
         assert {request.result().status_code for request in waiting} == {200}
@@ -223,17 +225,17 @@ def test_health_does_not_wait_for_a_connection(crowd: Crowd, client: TestClient,
         assert not any(request.done() for request in crowd.waiting)
 
 
-def test_session_ends_before_the_response_is_sent(user: Caller) -> None:
+def test_session_ends_before_the_response_is_sent(user: UserClient) -> None:
     """Else clients who read slowly would keep their connections for as long as they like."""
     seen: list[int] = []
-    Caller(watched_client(lambda: seen.append(in_use())), user.user_id).make()
-    Caller(watched_client(lambda: seen.append(in_use())), user.user_id)("GET")
+    UserClient(watched_client(lambda: seen.append(in_use())), user.user_id).create()
+    UserClient(watched_client(lambda: seen.append(in_use())), user.user_id)("GET")
     assert seen == [0, 0]
 
 
-def test_users_without_requests_are_forgotten(user: Caller, stranger: Caller) -> None:
-    for each in (user, stranger):
-        each.make()
+def test_users_without_requests_are_forgotten(user: UserClient, another_user: UserClient) -> None:
+    for each in (user, another_user):
+        each.create()
     gc.collect()
     assert dict(turns.each_user) == {}
 

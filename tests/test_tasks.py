@@ -10,11 +10,11 @@ from sqlmodel import Session
 import db
 from models import TaskUpdate
 from routes.tasks import get_task, toggle_task, update_task
-from tests.conftest import FIELDS, Caller, check_change, check_error
+from tests.conftest import FIELDS, UserClient, check_change, check_error
 from tests.support.counting import counted
 
 
-def test_create_returns_the_task_and_its_location(user: Caller) -> None:
+def test_create_returns_the_task_and_its_location(user: UserClient) -> None:
     response = user("POST", json={"title": "  Buy milk \n", "description": " two litres "})
     task = response.json()
     assert response.status_code == 201
@@ -41,8 +41,8 @@ TITLES = {
 
 
 @pytest.mark.parametrize("title", TITLES.values(), ids=TITLES)
-def test_valid_titles(user: Caller, title: str) -> None:
-    task = user.make(title)
+def test_valid_titles(user: UserClient, title: str) -> None:
+    task = user.create(title)
     assert task["title"] == title.strip()
     assert user("GET", f"/{task['id']}").json() == task
 
@@ -57,15 +57,15 @@ DESCRIPTIONS = {
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
-def test_valid_descriptions(user: Caller, description: str | None) -> None:
-    task = user.make(description=description)
+def test_valid_descriptions(user: UserClient, description: str | None) -> None:
+    task = user.create(description=description)
     assert task["description"] == description
     assert user("GET", f"/{task['id']}").json() == task
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_update_changes_what_is_sent_and_keeps_the_rest(user: Caller, method: str) -> None:
-    task = user.make("Old", description="keep me")
+def test_update_changes_what_is_sent_and_keeps_the_rest(user: UserClient, method: str) -> None:
+    task = user.create("Old", description="keep me")
     path = f"/{task['id']}"
     renamed = user(method, path, json={"title": " New "}).json()
     check_change(task, renamed, title="New")
@@ -85,8 +85,10 @@ UNCHANGED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 @pytest.mark.parametrize("body", UNCHANGED.values(), ids=UNCHANGED)
-def test_update_without_changes_sets_only_updated_at(user: Caller, method: str, body: dict[str, Any]) -> None:
-    task = user.make("Same", description="d")
+def test_update_without_changes_sets_only_updated_at(
+    user: UserClient, method: str, body: dict[str, Any]
+) -> None:
+    task = user.create("Same", description="d")
     check_change(task, user(method, f"/{task['id']}", json=body).json())
 
 
@@ -99,17 +101,24 @@ UNKNOWN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
 @pytest.mark.parametrize("body", UNKNOWN.values(), ids=UNKNOWN)
-def test_update_with_unknown_fields_only_is_a_422(user: Caller, method: str, body: dict[str, Any]) -> None:
-    task = user.make()
+def test_update_with_unknown_fields_only_is_a_422(
+    user: UserClient, method: str, body: dict[str, Any]
+) -> None:
+    task = user.create()
     message = check_error(user(method, f"/{task['id']}", json=body), 422, "validation_error")
     assert all(name in message for name in ("title", "description", "completed"))
     assert user("GET", f"/{task['id']}").json() == task
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-def test_client_may_send_back_a_whole_task(user: Caller, stranger: Caller, method: str) -> None:
-    task = user.make()
-    forged = task | {"id": 1, "user_id": stranger.user_id, "created_at": "2000-01-01T00:00:00Z", "extra": [1]}
+def test_client_may_send_back_a_whole_task(user: UserClient, another_user: UserClient, method: str) -> None:
+    task = user.create()
+    forged = task | {
+        "id": 1,
+        "user_id": another_user.user_id,
+        "created_at": "2000-01-01T00:00:00Z",
+        "extra": [1],
+    }
     forged |= {"title": "New", "updated_at": "2000-01-01T00:00:00Z"}
     changed = user(method, f"/{task['id']}", json=forged).json()
     check_change(task, changed, title="New")
@@ -117,19 +126,19 @@ def test_client_may_send_back_a_whole_task(user: Caller, stranger: Caller, metho
     assert copy["id"] not in {1, task["id"]}
     assert (copy["user_id"], copy["completed"]) == (user.user_id, True)
     assert copy["created_at"] > task["created_at"]
-    assert stranger.titles() == []
+    assert another_user.titles() == []
 
 
-def test_toggle_completes_a_task_and_opens_it_again(user: Caller) -> None:
-    task = user.make()
+def test_toggle_completes_a_task_and_opens_it_again(user: UserClient) -> None:
+    task = user.create()
     path = f"/{task['id']}/complete"
     there, back = user("PATCH", path).json(), user("PATCH", path).json()
     check_change(task, there, completed=True)
     check_change(there, back, completed=False)
 
 
-def test_changes_after_a_read_in_the_same_session_return_the_new_values(user: Caller) -> None:
-    task_id = user.make("Old")["id"]
+def test_changes_after_a_read_in_the_same_session_return_the_new_values(user: UserClient) -> None:
+    task_id = user.create("Old")["id"]
     with Session(db.engine, expire_on_commit=False) as session:
         before = get_task(user.user_id, session, task_id)  # the session knows it as long as we do
         assert before.title == "Old"
@@ -137,12 +146,12 @@ def test_changes_after_a_read_in_the_same_session_return_the_new_values(user: Ca
         assert toggle_task(user.user_id, session, task_id).completed is True
 
 
-def test_delete_deletes_once_and_ids_are_not_reused(user: Caller) -> None:
-    task = user.make()
+def test_delete_deletes_once_and_ids_are_not_reused(user: UserClient) -> None:
+    task = user.create()
     response = user("DELETE", f"/{task['id']}")
     assert (response.status_code, response.content) == (204, b"")
     assert check_error(user("DELETE", f"/{task['id']}"), 404, "not_found") == "Task not found"
-    assert user.make()["id"] > task["id"]
+    assert user.create()["id"] > task["id"]
 
 
 ON_ONE_TASK = {
@@ -156,11 +165,11 @@ ON_ONE_TASK = {
 
 @pytest.mark.parametrize(("method", "suffix", "body"), ON_ONE_TASK.values(), ids=ON_ONE_TASK)
 def test_another_users_task_is_a_404(
-    user: Caller, stranger: Caller, method: str, suffix: str, body: object
+    user: UserClient, another_user: UserClient, method: str, suffix: str, body: object
 ) -> None:
-    task = user.make()
-    missing = stranger(method, f"/999999999999{suffix}", json=body)
-    foreign = stranger(method, f"/{task['id']}{suffix}", json=body)
+    task = user.create()
+    missing = another_user(method, f"/999999999999{suffix}", json=body)
+    foreign = another_user(method, f"/{task['id']}{suffix}", json=body)
     check_error(foreign, 404, "not_found")
     assert foreign.content == missing.content
     assert user("GET", f"/{task['id']}").json() == task
@@ -178,8 +187,8 @@ PATHS = {
 
 
 @pytest.mark.parametrize(("method", "path", "status"), PATHS.values(), ids=PATHS)
-def test_trailing_slash_works_as_well(user: Caller, method: str, path: str, status: int) -> None:
-    path = path.format(id=user.make()["id"])
+def test_trailing_slash_works_as_well(user: UserClient, method: str, path: str, status: int) -> None:
+    path = path.format(id=user.create()["id"])
     response = user(method, path, json={"title": "x"}, follow_redirects=False)
     assert response.status_code == status
     if method == "POST":
@@ -199,9 +208,9 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_each_request_costs_one_statement_and_one_round_trip(user: Caller, operation: str) -> None:
+def test_each_request_costs_one_statement_and_one_round_trip(user: UserClient, operation: str) -> None:
     method, path, body = OPERATIONS[operation]
-    path = path.format(id=user.make()["id"])
+    path = path.format(id=user.create()["id"])
     with counted() as cost:
         user(method, path, json=body)
     assert cost() == 1
@@ -212,14 +221,14 @@ REFUSED = {"body": ("POST", "", {"title": ""}, 422), "query": ("GET", "?limit=0"
 
 @pytest.mark.parametrize(("method", "query", "body", "status"), REFUSED.values(), ids=REFUSED)
 def test_refused_request_costs_no_statement(
-    user: Caller, method: str, query: str, body: object, status: int
+    user: UserClient, method: str, query: str, body: object, status: int
 ) -> None:
     with counted() as cost:
         assert user(method, query, json=body).status_code == status
     assert cost() == 0
 
 
-def test_a_request_needs_one_trip_to_a_thread(user: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_needs_one_trip_to_a_thread(user: UserClient, monkeypatch: pytest.MonkeyPatch) -> None:
     trips, run_sync = [], to_thread.run_sync
 
     async def count(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -227,7 +236,7 @@ def test_a_request_needs_one_trip_to_a_thread(user: Caller, monkeypatch: pytest.
         return await run_sync(function, *arguments, **options)
 
     monkeypatch.setattr(to_thread, "run_sync", count)
-    user.make()
+    user.create()
     assert len(trips) == 1
     user.titles()
     assert len(trips) == 2

@@ -14,7 +14,7 @@ from auth import CurrentOwner
 from db import SessionDep, transaction
 from models import Task
 from routes.tasks import TaskId, get_task, toggle_task
-from tests.conftest import Caller, another_app, check_error
+from tests.conftest import UserClient, another_app, check_error
 
 router = APIRouter(prefix="/api/{user_id}/tasks")
 
@@ -40,7 +40,7 @@ def refuse(owner: CurrentOwner, session: SessionDep, task_id: TaskId) -> None:
 
 
 @pytest.fixture
-def caller(user: Caller) -> Iterator[Caller]:
+def user(user: UserClient) -> Iterator[UserClient]:
     app = another_app()
     app.include_router(router)
     with TestClient(app) as user.client:
@@ -57,23 +57,23 @@ def rename(session: Session, task_id: int, title: str) -> None:
     session.exec(update(Task).where(col(Task.id) == task_id).values(title=title))
 
 
-def test_simultaneous_clicks_have_one_effect_and_none_fails(caller: Caller) -> None:
+def test_simultaneous_clicks_have_one_effect_and_none_fails(user: UserClient) -> None:
     """What was read does not change: PostgreSQL locks the row, and SQLite lets nobody else write."""
-    path = f"/{caller.make('Milk')['id']}/repeat"
+    path = f"/{user.create('Milk')['id']}/repeat"
     with ThreadPoolExecutor(8) as pool:
-        codes = list(pool.map(lambda _: caller("POST", path).status_code, range(8)))
+        codes = list(pool.map(lambda _: user("POST", path).status_code, range(8)))
     assert codes == [204] * 8
-    assert caller.titles() == ["Milk", "Milk"]
+    assert user.titles() == ["Milk", "Milk"]
 
 
-def test_exception_undoes_all_statements_those_of_other_endpoints_too(caller: Caller) -> None:
-    task = caller.make()
-    check_error(caller("POST", f"/{task['id']}/refuse"), 409, "conflict")
-    assert caller("GET").json() == [task]
+def test_exception_undoes_all_statements_those_of_other_endpoints_too(user: UserClient) -> None:
+    task = user.create()
+    check_error(user("POST", f"/{task['id']}/refuse"), 409, "conflict")
+    assert user("GET").json() == [task]
 
 
-def test_session_is_as_before_afterwards(user: Caller, session: Session) -> None:
-    task_id = user.make("first")["id"]
+def test_session_is_as_before_afterwards(user: UserClient, session: Session) -> None:
+    task_id = user.create("first")["id"]
     with transaction(session):
         rename(session, task_id, "second")
     assert user.titles() == ["second"]
@@ -88,8 +88,8 @@ def fail() -> None:
     raise RuntimeError
 
 
-def test_session_is_as_before_after_an_exception(user: Caller, session: Session) -> None:
-    task_id = user.make("first")["id"]
+def test_session_is_as_before_after_an_exception(user: UserClient, session: Session) -> None:
+    task_id = user.create("first")["id"]
     with suppress(RuntimeError), transaction(session):
         rename(session, task_id, "second")
         fail()
@@ -108,9 +108,9 @@ def test_session_is_as_before_after_an_exception(user: Caller, session: Session)
     ],
 )
 def test_transaction_in_a_transaction_can_be_undone_alone(
-    user: Caller, session: Session, outer_fails: bool, inner_fails: bool, titles: list[str]
+    user: UserClient, session: Session, outer_fails: bool, inner_fails: bool, titles: list[str]
 ) -> None:
-    outer, inner = user.make("a")["id"], user.make("b")["id"]
+    outer, inner = user.create("a")["id"], user.create("b")["id"]
     with suppress(RuntimeError), transaction(session):
         rename(session, outer, "A")
         with suppress(RuntimeError), transaction(session):

@@ -18,7 +18,7 @@ from auth import CurrentOwner
 from db import SessionDep, transaction
 from hardening import watchdog
 from models import Task
-from tests.conftest import Caller, Clock, another_app, check_unavailable, until
+from tests.conftest import Clock, UserClient, another_app, check_unavailable, until
 from tests.support.environment import administer, on_postgres
 from tests.support.wire import Wire
 
@@ -41,9 +41,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_frozen_database_is_a_503_until_it_responds(
-    user: Caller, frozen: Callable[[], None], the_wire: Wire, monkeypatch: pytest.MonkeyPatch
+    user: UserClient, frozen: Callable[[], None], the_wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = user.make()
+    task = user.create()
     with monkeypatch.context() as patch:
         patch.setattr(watchdog, "RESPONSE_TIMEOUT", 0.1)
         frozen()
@@ -56,9 +56,9 @@ def test_frozen_database_is_a_503_until_it_responds(
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_health")
 def test_frozen_database_is_a_503_within_seconds(
-    user: Caller, client: TestClient, frozen: Callable[[], None], the_wire: Wire
+    user: UserClient, client: TestClient, frozen: Callable[[], None], the_wire: Wire
 ) -> None:
-    task = user.make()
+    task = user.create()
     frozen()
     with ThreadPoolExecutor(2) as pool:
         requests = [pool.submit(user, "GET"), pool.submit(client.get, "/health")]
@@ -117,7 +117,7 @@ def test_no_wait_for_a_frozen_server_is_endless(
 
 @pytest.mark.parametrize("at", ["BEGIN", "statement", "COMMIT", "ROLLBACK"])
 def test_transaction_on_a_frozen_server_is_a_503(
-    user: Caller, frozen: Callable[[], None], the_wire: Wire, monkeypatch: pytest.MonkeyPatch, at: str
+    user: UserClient, frozen: Callable[[], None], the_wire: Wire, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     app = another_app()
 
@@ -132,7 +132,7 @@ def test_transaction_on_a_frozen_server_is_a_503(
             if at == "ROLLBACK":
                 raise HTTPException(409)
 
-    user.make("before")
+    user.create("before")
     with TestClient(app) as other, monkeypatch.context() as patch:
         patch.setattr(watchdog, "RESPONSE_TIMEOUT", 0.1)
         check_unavailable(other.post(f"/api/{user.user_id}/twice", headers=user.headers))
@@ -185,7 +185,7 @@ def test_connection_may_idle_for_as_long_as_it_likes(
 
 
 def test_many_changed_rows_may_take_as_long_as_they_make_progress(
-    user: Caller, the_wire: Wire, uptime: Clock, monkeypatch: pytest.MonkeyPatch
+    user: UserClient, the_wire: Wire, uptime: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them is a round trip; here each takes three seconds."""
 
@@ -194,7 +194,7 @@ def test_many_changed_rows_may_take_as_long_as_they_make_progress(
         watchdog.close_frozen_connections()
 
     for _ in range(5):
-        user.make("old")
+        user.create("old")
     with Session(db.engine) as session:
         for task in session.exec(select(Task).where(Task.user_id == user.user_id)):
             task.title = "new"
@@ -245,7 +245,7 @@ def test_watchdog_outlives_whatever_happens_to_a_connection(spoil: Callable[[Any
             second.exec_driver_sql("SELECT pg_sleep(20)")
 
 
-def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user: Caller) -> None:
+def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user: UserClient) -> None:
     held: list[socket.socket] = []
 
     def open_ones() -> int:
@@ -262,7 +262,7 @@ def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user
             own.detach()
             lost.invalidate()
             assert open_ones() == 2
-        user.make()
+        user.create()
         assert 1 <= open_ones() <= 2  # those that are idle in the pool
     finally:
         event.remove(db.engine, "connect", remember)

@@ -18,7 +18,7 @@ import httpx2
 import psycopg2
 import pytest
 
-from tests.conftest import Caller, check_unavailable, until
+from tests.conftest import UserClient, check_unavailable, until
 from tests.support.environment import SECRET
 from tests.support.server import Server, copy_project, free_port
 from tests.support.wire import Wire
@@ -147,8 +147,8 @@ class Service:
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=2)
         self.client = httpx2.Client(base_url=server.url, timeout=60, limits=limits)
 
-    def user(self) -> Caller:
-        return Caller(self.client, uuid.uuid4().hex)  # type: ignore[arg-type]  # any client of this kind will do
+    def user(self) -> UserClient:
+        return UserClient(self.client, uuid.uuid4().hex)  # type: ignore[arg-type]  # any client of this kind will do
 
     def health(self) -> int:
         response = self.client.get("/health")

@@ -31,7 +31,7 @@ def codes(responses: list[Any]) -> Counter[int]:
 
 def test_each_toggle_counts(crowded: Service) -> None:
     user = crowded.user()
-    task = user.make()
+    task = user.create()
     path = f"/{task['id']}/complete"
     for times in (200, 1):
         assert codes(at_once(times, lambda _: user("PATCH", path))) == {200: times}
@@ -40,7 +40,7 @@ def test_each_toggle_counts(crowded: Service) -> None:
 
 def test_new_tasks_are_neither_lost_nor_doubled(crowded: Service) -> None:
     user = crowded.user()
-    made = at_once(100, lambda client: [user.make(f"{client} {number}") for number in range(6)])
+    made = at_once(100, lambda client: [user.create(f"{client} {number}") for number in range(6)])
     tasks = {task["id"]: task["title"] for some in made for task in some}
     listed = user("GET", "?limit=1000").json()
     assert len(listed) == len(tasks) == 600
@@ -49,7 +49,7 @@ def test_new_tasks_are_neither_lost_nor_doubled(crowded: Service) -> None:
 
 def test_updates_of_different_fields_are_all_kept(crowded: Service) -> None:
     user = crowded.user()
-    tasks = [user.make("old", description="old") for _ in range(20)]
+    tasks = [user.create("old", description="old") for _ in range(20)]
     changes: list[dict[str, object]] = [{"title": "new"}, {"description": "new"}, {"completed": True}]
 
     def change(number: int) -> Any:
@@ -64,7 +64,7 @@ def test_updates_of_different_fields_are_all_kept(crowded: Service) -> None:
 
 def test_one_of_many_deletes_succeeds(crowded: Service) -> None:
     user = crowded.user()
-    task = user.make()
+    task = user.create()
     responses = at_once(30, lambda _: user("DELETE", f"/{task['id']}"))
     assert codes(responses) == {204: 1, 404: 29}
     assert user.titles() == []

@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.conftest import Caller, check_unavailable
+from tests.conftest import UserClient, check_unavailable
 from tests.faults.conftest import MOST_SECONDS, Cluster, Service, service, timed
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ FILL = {
 @pytest.fixture(scope="module", params=FILL)
 def shared(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Service, Caller]]:
+) -> Iterator[tuple[Service, UserClient]]:
     """The API, and its user with very many tasks, called searcher."""
     if request.param == "sqlite":
         file = tmp_path_factory.mktemp("data") / "todo.db"
@@ -50,10 +50,10 @@ def shared(
             yield api, searcher
 
 
-def test_forty_expensive_searches_block_nobody_else(shared: tuple[Service, Caller]) -> None:
+def test_forty_expensive_searches_block_nobody_else(shared: tuple[Service, UserClient]) -> None:
     api, searcher = shared
     other = api.user()
-    other.make("the only one")
+    other.create("the only one")
     waited = []
     with ThreadPoolExecutor(40) as pool:
         searches = [pool.submit(timed, searcher, "GET", "?search=nowhere") for _ in range(40)]

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from tests.conftest import Caller, check_unavailable, token, until
+from tests.conftest import UserClient, check_unavailable, token, until
 from tests.faults.conftest import MOST_SECONDS, Cluster, Service, at_once, service, timed
 from tests.support.environment import SECRET
 from tests.support.wire import Wire
@@ -58,7 +58,7 @@ while time.monotonic() < end:
 
 
 def test_500_clients_and_a_slow_database(flooded: Service, wire: Wire) -> None:
-    flooded.user().make()
+    flooded.user().create()
     memory = flooded.figure("VmRSS")
 
     def client(_number: int) -> list[Any]:
@@ -141,7 +141,7 @@ def test_login_flood_from_many_networks(flooded: Service) -> None:
     ann = {"email": "ann.many@example.com", "password": "correct horse"}
     assert flooded.client.post("/api/auth/register", json=ann).status_code == 201
     user = flooded.user()
-    user.make()
+    user.create()
 
     def log_in(number: int) -> tuple[int, float]:
         guess = {"email": f"{number}@example.com", "password": "battery staple"}
@@ -212,7 +212,7 @@ def slow_client(service: Service, request: str) -> socket.socket:
     return client
 
 
-def head(user: Caller, method: str, query: str, length: int = 0) -> str:
+def head(user: UserClient, method: str, query: str, length: int = 0) -> str:
     lines = [
         f"{method} {user.path}{query} HTTP/1.1",
         "Host: x",
@@ -224,7 +224,7 @@ def head(user: Caller, method: str, query: str, length: int = 0) -> str:
 
 def test_slow_clients_block_nobody(flooded: Service) -> None:
     user = flooded.user()
-    at_once(10, lambda _: [user.make("x" * 200, description="x" * 1000) for _ in range(50)])
+    at_once(10, lambda _: [user.create("x" * 200, description="x" * 1000) for _ in range(50)])
     half = json.dumps({"title": "half"})[:5]
     with ExitStack() as stack:
         for _ in range(40):
@@ -232,7 +232,7 @@ def test_slow_clients_block_nobody(flooded: Service) -> None:
             stack.enter_context(slow_client(flooded, head(user, "GET", "?limit=1000")))
         began = time.monotonic()
         for _ in range(20):
-            user.make("quick")
+            user.create("quick")
             assert flooded.health() == 200
         assert time.monotonic() - began < 10
 
@@ -241,7 +241,7 @@ def test_slow_clients_block_nobody(flooded: Service) -> None:
 def test_slow_senders_block_nobody(flooded: Service, signed_with: str) -> None:
     """Twenty, each with a token of its own: none of them has a turn while its body is on its way."""
     user = flooded.user()
-    user.make()
+    user.create()
     with ExitStack() as stack:
         for _ in range(20):
             sender = flooded.user()
@@ -249,6 +249,6 @@ def test_slow_senders_block_nobody(flooded: Service, signed_with: str) -> None:
             stack.enter_context(slow_client(flooded, head(sender, "POST", "", 500) + '{"tit'))
         began = time.monotonic()
         for _ in range(20):
-            user.make("quick")
+            user.create("quick")
             assert flooded.health() == 200
         assert time.monotonic() - began < 10

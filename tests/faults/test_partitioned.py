@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Caller, until
+from tests.conftest import UserClient, until
 from tests.faults.conftest import Cluster, Service, binary, load, service
 from tests.support.environment import SECRET
 from tests.support.server import serving
@@ -65,8 +65,8 @@ class Database:
         return json.dumps(self.sql(f"EXPLAIN (FORMAT JSON) {statement}"))
 
 
-def user_of(api: Service, user_id: str) -> Caller:
-    return Caller(api.client, user_id)  # type: ignore[arg-type]  # any client of this kind will do
+def user_of(api: Service, user_id: str) -> UserClient:
+    return UserClient(api.client, user_id)  # type: ignore[arg-type]  # any client of this kind will do
 
 
 def test_table_in_use_is_partitioned_and_nothing_is_lost(cluster: Cluster) -> None:
@@ -98,7 +98,7 @@ def check_all_operations(api: Service, database: Database) -> None:
     """Each does what it should, and reads the one partition that has this user's tasks."""
     for user_id, other_id in (("ann", "ben"), ("ben", "ann")):
         user, other = user_of(api, user_id), user_of(api, other_id)
-        task = user.make("Water the plants")
+        task = user.create("Water the plants")
         path = f"/{task['id']}"
         assert [other(method, path).status_code for method in ("GET", "DELETE")] == [404, 404]
         ((home,),) = database.sql(

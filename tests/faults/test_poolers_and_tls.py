@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 def check_round_trips(api: Service, wire: Wire) -> None:
     """Each endpoint works, and asks the database once."""
     user = api.user()
-    task = user.make()
+    task = user.create()
     path = f"/{task['id']}"
     for method, where, body, status in (
         ("POST", "", {"title": "x"}, 201),
@@ -139,7 +139,7 @@ def test_tls(secure: Cluster, mode: str) -> None:
             before = secure.sql(ours)
             user = api.user()
             for _ in range(50):
-                user.make()
+                user.create()
             assert secure.sql(ours) == before != []  # an idle connection was not taken for a dead one
     finally:
         wire.cut()
@@ -153,7 +153,7 @@ def test_unix_socket_is_not_warned_of(cluster: Cluster) -> None:
     cluster.folder.chmod(0o755)
     url = f"postgresql://app@/{name}?host={cluster.folder}&port={cluster.port}"
     with service(url, environment="production") as api:
-        api.user().make()
+        api.user().create()
         assert NOT_ENCRYPTED not in api.log.read_text(encoding="utf-8")
 
 

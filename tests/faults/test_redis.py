@@ -19,7 +19,7 @@ from limits import parse
 from hardening.parsing import limiter
 from hardening.settings import settings
 from routes import accounts
-from tests.conftest import Caller, check_error, until
+from tests.conftest import UserClient, check_error, until
 from tests.faults.conftest import MOST_SECONDS, Cluster, Service, binary, service, timed
 from tests.faults.test_floods import host_and_port
 from tests.support.accounts import Account, post
@@ -79,7 +79,7 @@ def log_in_at_once(api: Service, count: int) -> list[bytes]:
         return [client.recv(65536) for client in clients]
 
 
-def probe(user: Caller, url: str) -> "subprocess.Popen[str]":
+def probe(user: UserClient, url: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", PROBE, url + user.path, user.headers["Authorization"]]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
@@ -87,7 +87,7 @@ def probe(user: Caller, url: str) -> "subprocess.Popen[str]":
 def test_800_logins_while_redis_is_frozen_block_nobody_else(cluster: Cluster, redis: Redis) -> None:
     with service(cluster.database(), RATE_LIMIT_STORAGE=redis.uri) as api:
         user = api.user()
-        user.make()
+        user.create()
         redis.process.send_signal(signal.SIGSTOP)
         with probe(user, api.server.url) as other:
             responses, seconds = timed(log_in_at_once, api, 800)

@@ -28,7 +28,7 @@ def api(file: Path) -> Iterator[Service]:
 def test_write_lock_of_another_program(api: Service, file: Path) -> None:
     """Reads go on, and writers are told within seconds."""
     user = api.user()
-    task = user.make("before")
+    task = user.create("before")
     with closing(sqlite3.connect(file, isolation_level=None)) as other, ThreadPoolExecutor(2) as pool:
         other.execute("BEGIN EXCLUSIVE")
         create = pool.submit(timed, user, "POST", json={"title": "x"})
@@ -43,7 +43,7 @@ def test_write_lock_of_another_program(api: Service, file: Path) -> None:
             check_unavailable(response)
             assert 3 < seconds < 8
         other.execute("ROLLBACK")
-    assert user.make("after")["title"] == "after"
+    assert user.create("after")["title"] == "after"
     assert [(found["title"], found["completed"]) for found in user("GET").json()] == [
         ("after", False),
         ("before", False),
@@ -74,7 +74,7 @@ ENDLESS = """CREATE VIEW tasks AS
 def test_endless_statement(api: Service, file: Path) -> None:
     """It is cancelled after four seconds, and its connection is as good as before."""
     user = api.user()
-    user.make("one")
+    user.create("one")
     with closing(sqlite3.connect(file)) as other:
         other.executescript(f"ALTER TABLE tasks RENAME TO kept; {ENDLESS}")
         try:

@@ -28,7 +28,7 @@ def test_eight_workers_start_on_an_empty_database(cluster: Cluster, kind: str, t
             log = api.log.read_text(encoding="utf-8")
             assert "ERROR" not in log
             assert "Traceback" not in log
-            api.user().make()
+            api.user().create()
 
 
 def test_start_waits_for_the_migration_of_another_process(cluster: Cluster) -> None:
