@@ -24,8 +24,8 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, mapperlib, with_loader_criteria
 from sqlalchemy.sql import operators, selectable, visitors
 
-# The database gets the owner as a parameter of each statement. The variable is for SQLAlchemy, which looks
-# itself which of the loaded rows an update() changes.
+# The database gets the owner as a parameter of each statement. The variable is for SQLAlchemy itself, which
+# checks in Python which of the loaded rows an update() changes.
 current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
 OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
 
@@ -48,8 +48,8 @@ def require_owner(session: Session, owner: str) -> Iterator[None]:
 
 # 1. Before a statement becomes SQL: it must name the owner. Then each class in it gets the condition.
 
-# SQLAlchemy writes the SQL of a statement once, and remembers it. What it remembers of other sessions has not
-# passed part 2.
+# SQLAlchemy writes the SQL of a statement once, and then takes it from a cache. This one is only for SQL that
+# has passed part 2.
 guarded_sql: sa.util.LRUCache[Any, Any] = sa.util.LRUCache(1000)
 
 
@@ -112,7 +112,7 @@ def owned_tables(statement: Any) -> list[Any]:
     return [table for table in tables if isinstance(table, sa.TableClause) and is_owned(table)]
 
 
-# Also one that somebody describes a second time, without its user_id.
+# By its name, too: a table may be described a second time, without its user_id.
 def is_owned(table: Any) -> bool:
     return "user_id" in table.c or table.name in classes()
 
@@ -129,10 +129,12 @@ def classes() -> dict[str, str]:
     return {mapper.local_table.description: mapper.class_.__name__ for mapper in mappers}
 
 
-# The condition is a function, since a table that is joined to itself needs one for each side.
 @lru_cache
 def conditions() -> list[Any]:
-    condition: Any = lambda entity, owner=OWNER: entity.user_id == owner  # noqa: E731
+    # A function, since a table that is joined to itself needs the condition for each side.
+    def condition(entity: Any) -> Any:
+        return entity.user_id == OWNER
+
     options = {"include_aliases": True, "track_closure_variables": False}
     top = [mapper for mapper in owned_mappers() if mapper.inherits not in owned_mappers()]
     return [with_loader_criteria(mapper, condition, **options) for mapper in top]
@@ -148,19 +150,22 @@ def forget_mappers(*_: object) -> None:
 # Such are the link table of a many-to-many relationship, a FULL JOIN, and a table without its class.
 
 
+# SQLAlchemy calls this to write a table. compiler.stack has the statement first, then the subqueries around
+# the table, the nearest last. asfrom: the table is read or changed there, and not just named as in FOR UPDATE
+# OF. enclosing_alias: the alias that it gets, as in `tasks AS t`.
 @compiles(sa.Table)
 @compiles(sa.TableClause)
 def write_table(table: Any, compiler: Any, **options: Any) -> str:
     sql = str(compiler.visit_table(table, **options))
     if not (compiler.execution_options.get("is_guarded") and options.get("asfrom") and is_owned(table)):
         return sql
+    whole, part = compiler.stack[0]["selectable"], compiler.stack[-1]
     if "user_id" not in table.c:  # a second description of it, or the table of a subclass
         raise OwnerMissingError(f"{table}: it needs a column user_id of its own")
-    whole, part = compiler.stack[0]["selectable"], compiler.stack[-1]  # the part may be a subquery
-    if any(map(is_in_a_string, visitors.iterate(whole))):
-        raise OwnerMissingError(f"{table}: SQL in a string, such as text(), cannot be checked beside it")
     if isinstance(whole, sa.Insert):
         raise OwnerMissingError(f"{table}: in place of insert(), select first, then use session.add()")
+    if any(map(is_in_a_string, visitors.iterate(whole))):
+        raise OwnerMissingError(f"{table}: SQL in a string, such as text(), cannot be checked beside it")
     alias = options.get("enclosing_alias")
     is_alias = alias is not None and is_same(alias.element, table)
     is_filtered = any(is_same(column.table, alias if is_alias else table) for column in owner_columns(part))
@@ -198,7 +203,7 @@ def owner_columns(part: Any) -> Iterator[Any]:
     for join in froms:
         if isinstance(join, sa.Join):
             froms += [join.left, join.right]
-            if not join.full:  # whose ON leaves nothing out
+            if not join.full:  # a FULL JOIN also returns rows to which its ON does not apply
                 yield from equal_to_owner(join.onclause)
 
 
@@ -210,7 +215,7 @@ def equal_to_owner(condition: Any) -> Iterator[Any]:
         yield condition.left
 
 
-# SQLAlchemy annotates copies of a table, which have the same hash.
+# A statement holds copies of a table, with SQLAlchemy's notes in them. Their hash is the same.
 def is_same(table: object, other: object) -> bool:
     return hash(table) == hash(other)
 
