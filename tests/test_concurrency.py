@@ -21,10 +21,10 @@ from tests.support.accounts import PASSWORD, Account, new_email
 pytestmark = pytest.mark.usefixtures("patient")
 
 
-def test_simultaneous_creates_lose_and_double_nothing(user: UserClient) -> None:
+def test_simultaneous_creates_lose_and_duplicate_nothing(user: UserClient) -> None:
     with ThreadPoolExecutor(20) as pool:
-        made = list(pool.map(user.create, [str(number) for number in range(100)]))
-    assert len({task["id"] for task in made}) == 100
+        created = list(pool.map(user.create, [str(number) for number in range(100)]))
+    assert len({task["id"] for task in created}) == 100
     assert sorted(user.titles(), key=int) == [str(number) for number in range(100)]
 
 
@@ -58,24 +58,24 @@ def test_simultaneous_deletes_delete_once(user: UserClient) -> None:
 
 
 @contextmanager
-def stuck_database(statement: int) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Of the statements, this one gets stuck. One event says that it has, the other one lets it go on."""
-    stuck, go_on = threading.Event(), threading.Event()
+def blocked_database(statement: int) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Blocks the statement with this number: sets the first event, and waits for the second one."""
+    blocked, go_on = threading.Event(), threading.Event()
     numbers = itertools.count(1)
 
     def wait(*_: object) -> None:
         if next(numbers) == statement:
-            stuck.set()
+            blocked.set()
             go_on.wait(20)
 
     event.listen(db.engine, "before_cursor_execute", wait)
     try:
-        yield stuck, go_on
+        yield blocked, go_on
     finally:
         event.remove(db.engine, "before_cursor_execute", wait)
 
 
-OF_TASKS = {
+TASK_REQUESTS = {
     "list": ("GET", ""),
     "create": ("POST", ""),
     "get": ("GET", "/{id}"),
@@ -84,24 +84,24 @@ OF_TASKS = {
     "toggle": ("PATCH", "/{id}/complete"),
     "delete": ("DELETE", "/{id}"),
 }
-OF_ACCOUNTS = {
+ACCOUNT_REQUESTS = {
     "me": ("GET", "/api/auth/me", 1),
     "log out, account": ("POST", "/api/auth/logout", 1),
     "log out, change": ("POST", "/api/auth/logout", 2),
     "log in": ("POST", "/api/auth/login", 1),
-    "register, look": ("POST", "/api/auth/register", 1),
+    "register, select": ("POST", "/api/auth/register", 1),
     "register, insert": ("POST", "/api/auth/register", 2),
 }
 
 
-def check_that_others_go_on(
+def check_that_it_blocks_no_other_request(
     client: TestClient, method: str, path: str, statement: int = 1, **options: Any
 ) -> None:
-    """While this request waits for the database, a request without it is served."""
-    with stuck_database(statement) as (stuck, go_on), ThreadPoolExecutor(2) as pool:
+    """While this request waits for the database, a request that needs no database gets its response."""
+    with blocked_database(statement) as (blocked, go_on), ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(client.request, method, path, **options)
         try:
-            assert stuck.wait(10)
+            assert blocked.wait(10)
             assert pool.submit(client.get, "/").result(timeout=10).status_code == 200
             assert not waiting.done()
         finally:
@@ -109,19 +109,21 @@ def check_that_others_go_on(
     assert waiting.result().status_code in (200, 201, 204)
 
 
-@pytest.mark.parametrize(("method", "path"), OF_TASKS.values(), ids=OF_TASKS)
-def test_request_for_tasks_that_waits_for_the_database_holds_up_nobody(
+@pytest.mark.parametrize(("method", "path"), TASK_REQUESTS.values(), ids=TASK_REQUESTS)
+def test_task_request_waiting_for_the_database_blocks_no_other_request(
     user: UserClient, method: str, path: str
 ) -> None:
     path = user.path + path.format(id=user.create()["id"])
-    check_that_others_go_on(user.client, method, path, headers=user.headers, json={"title": "x"})
+    check_that_it_blocks_no_other_request(
+        user.client, method, path, headers=user.headers, json={"title": "x"}
+    )
 
 
-@pytest.mark.parametrize(("method", "path", "statement"), OF_ACCOUNTS.values(), ids=OF_ACCOUNTS)
-def test_request_of_an_account_that_waits_for_the_database_holds_up_nobody(
+@pytest.mark.parametrize(("method", "path", "statement"), ACCOUNT_REQUESTS.values(), ids=ACCOUNT_REQUESTS)
+def test_account_request_waiting_for_the_database_blocks_no_other_request(
     ann: Account, method: str, path: str, statement: int
 ) -> None:
     headers = {"Authorization": f"Bearer {ann.login()}"}
     email = new_email() if path.endswith("register") else ann.email
     body = {"email": email, "password": PASSWORD}
-    check_that_others_go_on(ann.client, method, path, statement, headers=headers, json=body)
+    check_that_it_blocks_no_other_request(ann.client, method, path, statement, headers=headers, json=body)

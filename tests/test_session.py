@@ -1,4 +1,4 @@
-"""The session of a request: a plain one of SQLModel, which a test may replace; and who waits for one."""
+"""The session of a request: a plain one, which a test may replace; and which requests wait for one."""
 
 import asyncio
 import gc
@@ -56,7 +56,7 @@ def each_request_has_a_session_of(engine: Engine) -> Iterator[Session]:
 
 @pytest.fixture
 def session_of_another_engine(tmp_path: Path) -> Iterator[Session]:
-    """A session for each request, on an engine that knows nothing of ours."""
+    """A session for each request, on an engine of the test."""
     engine = create_engine(f"sqlite:///{tmp_path}/other.db")
     SQLModel.metadata.create_all(engine)
     with each_request_has_a_session_of(engine) as session:
@@ -126,14 +126,14 @@ def test_accounts_work_with_your_own_session(
     check_error(client.get("/api/auth/me", headers=headers), 401, "unauthorized")
 
 
-# Who waits for a session
+# Which requests wait for a session
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """Nobody can write to the tasks that are here now, until this ends."""
+    """Blocks every write to the existing tasks."""
     with db.engine.connect() as connection:
-        connection.detach()  # it takes nobody's place in the pool
+        connection.detach()  # takes no place in the pool
         if POSTGRES:
             connection.exec_driver_sql("BEGIN")
             connection.exec_driver_sql("SELECT 1 FROM tasks FOR UPDATE")
@@ -189,7 +189,7 @@ def test_flooding_user_delays_no_one_else(crowd: Crowd, another_user: UserClient
 def test_order_of_parameters_does_not_matter(
     client: TestClient, user: UserClient, another_user: UserClient
 ) -> None:
-    """Here the session comes first; and still a user has three connections, and the token decides."""
+    """The session comes first here. Still, a user has three connections at most, and the path is checked."""
     app = another_app()
 
     @app.post("/api/{user_id}/slow")
@@ -226,10 +226,11 @@ def test_health_does_not_wait_for_a_connection(crowd: Crowd, client: TestClient,
 
 
 def test_session_ends_before_the_response_is_sent(user: UserClient) -> None:
-    """Else clients who read slowly would keep their connections for as long as they like."""
+    """Otherwise a client that reads slowly would keep a connection of the pool."""
     seen: list[int] = []
-    UserClient(watched_client(lambda: seen.append(in_use())), user.user_id).create()
-    UserClient(watched_client(lambda: seen.append(in_use())), user.user_id)("GET")
+    watched = UserClient(watched_client(lambda: seen.append(in_use())), user.user_id)
+    watched.create()
+    watched("GET")
     assert seen == [0, 0]
 
 
@@ -256,7 +257,7 @@ def test_waiting_for_a_turn_times_out_after_five_seconds(
         await served[0].__aexit__(None, None, None)
         with pytest.raises(exc.TimeoutError):
             await last
-        async with turns.take_turn("the next, who did not wait"):
+        async with turns.take_turn("another user"):
             pass
 
     asyncio.run(wait())
