@@ -57,7 +57,9 @@ def original() -> Any:
 
 
 OUTAGES = {
-    "database": exc.DatabaseError(*original()),
+    "interface": exc.InterfaceError(*original()),
+    "internal": exc.InternalError(*original()),
+    "another of the driver": exc.DatabaseError(*original()),
     "no connection": exc.TimeoutError(SECRET_WORDS),
     "limits": StorageError(Exception(SECRET_WORDS)),
     "files of this process": OSError(errno.EMFILE, SECRET_WORDS),
