@@ -36,6 +36,14 @@ def test_ignored_parameters_are_named_once(ann: UserClient, caplog: Log) -> None
     assert caplog.messages == ['GET /api/{user_id}/tasks: "offset" is not a parameter and was ignored']
 
 
+def test_ignored_field_of_an_update_is_named(ann: UserClient, caplog: Log) -> None:
+    path = f"/{ann.create()['id']}"
+    assert ann("PUT", path, json={"title": "Water the fern", "complete": True}).status_code == 200
+    assert caplog.messages == [
+        'PUT /api/{user_id}/tasks/{task_id}: "complete" is not a field and was ignored'
+    ]
+
+
 def test_whole_task_may_be_sent_back(ann: UserClient, caplog: Log) -> None:
     task = ann.create()
     task = {name: task[name] for name in FIELDS}
