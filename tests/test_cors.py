@@ -33,7 +33,7 @@ def test_browsers_may_call_from_a_listed_origin(client: TestClient, user: UserCl
 
 
 @pytest.mark.usefixtures("client")
-def test_there_may_be_several_origins() -> None:
+def test_several_origins_may_be_listed() -> None:
     origins = ["https://app.example.com", "http://localhost:5173"]
     with app_with(CORS_ORIGINS=",".join(origins)) as client:
         for origin in origins:
@@ -42,23 +42,14 @@ def test_there_may_be_several_origins() -> None:
         assert "access-control-allow-origin" not in preflight(client, ORIGIN).headers
 
 
-STRANGE = {
-    "another port": "http://localhost:3001",
-    "another scheme": "https://localhost:3000",
-    "null": "null",
-    "a longer name": "http://localhost:3000.evil.example",
-    "star": "*",
-}
-
-
-@pytest.mark.parametrize("origin", STRANGE.values(), ids=STRANGE)
+@pytest.mark.parametrize("origin", ["http://localhost:3001", "null", f"{ORIGIN}.evil.example"])
 def test_browsers_may_not_call_from_other_origins(client: TestClient, user: UserClient, origin: str) -> None:
     for response in (preflight(client, origin), user("GET", headers={"Origin": origin})):
         assert "access-control-allow-origin" not in response.headers
 
 
 def test_refused_origin_is_logged_once(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-    """So the operator sees why the frontend does not work, and nobody can fill the log."""
+    """So the operator sees why the frontend does not work, and no client can fill the log."""
     first, second = (f"https://{uuid.uuid4().hex}.example" for _ in range(2))
     with caplog.at_level(logging.WARNING):
         for origin in (first, second, first, first):

@@ -1,4 +1,4 @@
-"""Connections and statements: what is limited in time, and what users see when the database is down."""
+"""Connections and statements: their time limits, and responses while the database is down."""
 
 import os
 import select as system
@@ -38,7 +38,7 @@ def run(sql: str) -> None:
 def test_database_errors_do_not_leak_data(
     user: UserClient, caplog: pytest.LogCaptureFixture, column: str
 ) -> None:
-    """PostgreSQL adds what stands before the mistake: here the title, or the user's id."""
+    """PostgreSQL quotes the statement up to the error: here the title, or the user's id."""
     task = user.create()
     with db.engine.connect() as connection:
         connection.execute(text(f"ALTER TABLE tasks RENAME COLUMN {column} TO elsewhere"))
@@ -64,7 +64,7 @@ def test_errors_of_statements_hide_their_parameters() -> None:
 @pytest.mark.usefixtures("client")
 @pytest.mark.slow
 def test_database_cancels_a_slow_statement_before_the_watchdog_closes_its_connection() -> None:
-    """Else it might still be carried out, and for a second nobody would be served."""
+    """Otherwise it might still take effect, and reconnecting would block all requests for a second."""
     cancelled = pytest.raises(exc.OperationalError, match=r"due to statement timeout|interrupted")
     with ThreadPoolExecutor(1) as pool, cancelled:
         pool.submit(run, SLOW[db.engine.dialect.name].format(10**8)).result(timeout=60)
@@ -93,7 +93,7 @@ def test_sqlite_file_can_be_read_by_its_owner_only() -> None:
 @on_sqlite
 @pytest.mark.usefixtures("client")
 def test_sqlite_cancels_a_slow_statement(uptime: Clock) -> None:
-    """SQLite asks again and again how late it is; here four seconds pass at once."""
+    """SQLite checks the time again and again; here four seconds pass at once."""
 
     def late(*_arguments: object) -> None:
         uptime.forward(4.1)
@@ -162,7 +162,7 @@ def test_rows_can_be_read_in_parts(user: UserClient, begin: Any, options: dict[s
 
 @on_postgres
 def test_parts_are_fetched_one_by_one_in_a_transaction_only(client: TestClient) -> None:
-    """Elsewhere, all rows are here before the first is read."""
+    """Otherwise, all rows arrive before the first is read."""
     numbers = text("SELECT generate_series(1, 6)")
     for begin, cost in ((transaction, 5), (nullcontext, 1)):
         with Session(db.engine) as session, begin(session):
@@ -193,7 +193,7 @@ def test_connections_closed_while_idle_are_replaced_unseen(user: UserClient) -> 
 
 
 def closed_by_server() -> bool:
-    """Whether the pool's connections have heard of it."""
+    """Whether the close has arrived at all connections of the pool."""
     idle = [record.dbapi_connection for record in db.engine.pool._pool.queue]  # type: ignore[attr-defined]  # noqa: SLF001  (of a QueuePool)
     readable, _, _ = system.select(idle, [], [], 0)
     return len(readable) == len(idle) > 0
@@ -201,7 +201,7 @@ def closed_by_server() -> bool:
 
 @on_postgres
 def test_more_than_1024_open_files_are_no_problem(user: UserClient) -> None:
-    """select(2) knows no others; a server with many clients has more."""
+    """select(2) cannot handle more; a server with many clients has more."""
     resource = pytest.importorskip("resource", reason="sets a limit that Windows does not have")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     db.engine.dispose()

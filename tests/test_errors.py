@@ -57,7 +57,6 @@ def original() -> Any:
 
 
 OUTAGES = {
-    "operational": exc.OperationalError(*original()),
     "interface": exc.InterfaceError(*original()),
     "internal": exc.InternalError(*original()),
     "another of the driver": exc.DatabaseError(*original()),

@@ -1,4 +1,4 @@
-"""/health: 200 after a real query, and within two seconds, whatever is going on.
+"""/health: 200 after a real query, and a response within two seconds in any case.
 
 That it does not wait for one of the connections: test_session.py.
 """

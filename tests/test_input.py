@@ -17,18 +17,14 @@ DEEP = b"[" * 20_000 + b"]" * 20_000
 BODIES: dict[str, bytes] = {
     "empty": b"",
     "not JSON": b"{nope",
-    "half": b'{"title": "a',
     "null": b"null",
     "array": b"[]",
-    "string": b'"title"',
-    "number": b"1",
     "title missing": b"{}",
     "title null": b'{"title": null}',
     "title empty": b'{"title": ""}',
     "title blank": b'{"title": " \\n\\t "}',
     "title too long": json.dumps({"title": "x" * 201}).encode(),
     "title a number": b'{"title": 1}',
-    "title an object": b'{"title": {"a": 1}}',
     "title NaN": b'{"title": NaN}',
     "title deep": b'{"title": ' + DEEP + b"}",
     "title a lone surrogate": b'{"title": "\\ud800"}',
@@ -36,11 +32,8 @@ BODIES: dict[str, bytes] = {
     "description too long": json.dumps({"title": "x", "description": "x" * 1001}).encode(),
     "description with NUL": b'{"title": "x", "description": "\\u0000"}',
     "description a lone surrogate": b'{"title": "x", "description": "\\udfff"}',
-    "description infinite": b'{"title": "x", "description": Infinity}',
     "completed null": b'{"title": "x", "completed": null}',
     "completed a string": b'{"title": "x", "completed": "true"}',
-    "completed a number": b'{"title": "x", "completed": 1}',
-    "completed NaN": b'{"title": "x", "completed": NaN}',
 }
 
 
@@ -63,23 +56,17 @@ def test_invalid_utf8_is_refused(user: UserClient) -> None:
     assert user.titles() == []
 
 
-CONTENT_TYPES = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
-
-
-@pytest.mark.parametrize("content_type", CONTENT_TYPES)
-def test_other_content_types_are_refused(user: UserClient, content_type: str) -> None:
-    response = user("POST", content=b'{"title": "x"}', headers={"Content-Type": content_type})
+def test_other_content_types_are_refused(user: UserClient) -> None:
+    response = user("POST", content=b'{"title": "x"}', headers={"Content-Type": "text/plain"})
     message = check_error(response, 422, "validation_error")
     assert "Content-Type: application/json" in message
     assert user.titles() == []
 
 
 BIG = 2**63
-URLS = ["/0", "/-1", f"/{BIG}", f"/{10**400}", "/abc", "/1.5", "/%00", "/1e3", "/0x1"]
-URLS += [f"?skip={BIG}", "?skip=-1", "?limit=0", "?limit=1001", "?limit=x", "?completed=maybe", "?completed="]
-URLS += ["?status=done", "?status=", "?status=Completed"]
-URLS += ["?completed=true&status=pending", "?completed=false&status=completed"]
-URLS += ["?sort=id", "?sort=", "?sort=title;--", "?search=%00", f"?search={'x' * 201}"]
+URLS = ["/0", f"/{BIG}", f"/{10**400}", "/abc", "/%00"]
+URLS += [f"?skip={BIG}", "?skip=-1", "?limit=0", "?limit=1001", "?completed=", "?status=Completed"]
+URLS += ["?completed=false&status=completed", "?sort=id", f"?search={'x' * 201}"]
 
 
 @pytest.mark.parametrize("url", URLS, ids=lambda url: url[:24])
@@ -93,13 +80,12 @@ def test_ids_that_no_task_has_are_not_found(user: UserClient, url: str) -> None:
 
 
 @pytest.mark.parametrize("url", [f"?skip={BIG - 1}", "?limit=1000&skip=99999999999", "?search=%ED%A0%80"])
-def test_extremes_within_bounds_are_an_empty_list(user: UserClient, url: str) -> None:
+def test_extreme_valid_queries_are_an_empty_list(user: UserClient, url: str) -> None:
     assert user.titles(url) == []
 
 
 MESSAGES = {
     "too long": (b'{"title": "' + b"x" * 201 + b'"}', "title: String should have at most 200 characters"),
-    "empty": (b'{"title": ""}', "title: String should have at least 1 character"),
     "blank": (b'{"title": "  "}', "title: String should have at least 1 character"),
     "NUL": (b'{"title": "a\\u0000"}', "title: Text cannot contain the NUL character"),
     "missing": (b"{}", "title: Field required"),
@@ -116,8 +102,6 @@ def test_message_names_the_field_and_the_mistake(user: UserClient, body: bytes, 
 
 QUERIES = {
     "?completed=maybe": "completed: Input should be a valid boolean, unable to interpret input",
-    "?limit=x": "limit: Input should be a valid integer, unable to parse string as an integer",
-    "?status=done": "status: Input should be 'all', 'pending' or 'completed'",
     "?completed=true&status=pending": "status: Status contradicts completed",
     "?search=%00": "search: Text cannot contain the NUL character",
     "/x": "task_id: Input should be a valid integer, unable to parse string as an integer",
@@ -129,7 +113,7 @@ def test_message_names_the_parameter_and_the_mistake(user: UserClient, url: str,
     assert check_error(user("GET", url), 422, "validation_error") == message
 
 
-def test_pattern_of_a_students_own_model_has_its_own_message() -> None:
+def test_other_patterns_have_their_own_message() -> None:
     """NUL is not the only thing that a pattern can refuse."""
     app = another_app()
 
@@ -163,7 +147,7 @@ def chunks(size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("kind", ["declared", "chunked"])
-def test_bodies_over_64_kib_are_refused_so_that_a_browser_sees_it(user: UserClient, kind: str) -> None:
+def test_bodies_over_64_kib_are_refused_with_cors_headers(user: UserClient, kind: str) -> None:
     content = b"x" * (64 * 1024 + 1) if kind == "declared" else chunks(80 * 1024)
     response = user("POST", content=content, headers=JSON_TYPE | {"Origin": ORIGIN})
     check_error(response, 413, "body_too_large")

@@ -1,4 +1,4 @@
-"""The two layers: the core imports from hardening/, and never the other way round."""
+"""The two layers: the core imports from hardening/, and never the other way around."""
 
 import ast
 from pathlib import Path
@@ -29,6 +29,6 @@ def test_hardening_imports_nothing_from_the_core(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*CORE, *HARDENING], ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_each_file_begins_with_what_it_is_for(path: Path) -> None:
+def test_each_file_begins_with_a_docstring(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not text or ast.get_docstring(ast.parse(text))

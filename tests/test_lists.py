@@ -40,14 +40,9 @@ def test_list_sorts(user: UserClient, sort: str, expected: str) -> None:
     assert "".join(user.titles(f"?sort={sort}")).lower() == expected
 
 
-def test_list_filters_by_completed(user: UserClient) -> None:
-    user.create("open")
-    user.create("done", completed=True)
-    assert user.titles("?completed=true") == ["done"]
-    assert user.titles("?completed=false") == ["open"]
-
-
-STATUSES = {
+FILTERS = {
+    "completed=true": ["done"],
+    "completed=false": ["open"],
     "status=all": ["done", "open"],
     "status=pending": ["open"],
     "status=completed": ["done"],
@@ -56,8 +51,8 @@ STATUSES = {
 }
 
 
-@pytest.mark.parametrize(("query", "titles"), STATUSES.items())
-def test_status_is_another_word_for_completed(user: UserClient, query: str, titles: list[str]) -> None:
+@pytest.mark.parametrize(("query", "titles"), FILTERS.items())
+def test_lists_filter_by_completed_or_status(user: UserClient, query: str, titles: list[str]) -> None:
     user.create("open")
     user.create("done", completed=True)
     with counted() as cost:
@@ -69,25 +64,11 @@ SEARCHES = {
     "another case": ("MILK", ["Buy milk"]),
     "in a description": ("apples", ["Fruit"]),
     "umlaut in another case": ("äpf", ["Fruit"]),
-    "Greek in another case": ("ΑΒΓ", ["αβγ"]),
     "percent": ("100%", ["100% sure"]),
     "underscore": ("0_s", ["snake 0_s"]),
     "backslash": ("back\\slash", ["back\\slash"]),
-    "quote": ("o'c", ["o'clock"]),
-    "slash": ("a/b", ["a/b"]),
-    "nothing like it": ("nothing like it", []),
 }
-SEARCHED = [
-    "Buy milk",
-    "αβγ",
-    "100% sure",
-    "1000 sure",
-    "snake 0_s",
-    "snake 0xs",
-    "back\\slash",
-    "o'clock",
-    "a/b",
-]
+SEARCHED = ["Buy milk", "100% sure", "1000 sure", "snake 0_s", "snake 0xs", "back\\slash"]
 
 
 @pytest.mark.parametrize(("text", "expected"), SEARCHES.values(), ids=SEARCHES)
@@ -105,7 +86,7 @@ def test_empty_search_finds_all(user: UserClient) -> None:
     assert user.titles("?search=") == ["c", "b", "a"]
 
 
-def test_search_of_200_characters_is_fine(user: UserClient) -> None:
+def test_search_may_have_200_characters(user: UserClient) -> None:
     user.create("t" * 200)
     assert user.titles(f"?search={'T' * 200}") == ["t" * 200]
 

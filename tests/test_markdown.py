@@ -26,7 +26,7 @@ def boxes(text: str) -> list[tuple[str, str]]:
 
 
 def named_in(text: str) -> Iterator[str]:
-    """What stands between backticks, and each word of a command."""
+    """Text between backticks, and each word of a command."""
     yield from re.findall(r"`([^`\n]+)`", BOX.sub("", text))
     for language, content in boxes(text):
         if language in ("sh", "powershell"):
@@ -79,7 +79,7 @@ def test_tests_exist(doc: str) -> None:
 
 
 @every_doc
-def test_links_lead_somewhere(doc: str) -> None:
+def test_linked_files_exist(doc: str) -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", BOX.sub("", DOCS[doc]))
     assert [target for target in targets if not (ROOT / doc).parent.joinpath(target).exists()] == []
 
@@ -96,7 +96,7 @@ OF_OTHERS = {"drop_column", "FORWARDED_ALLOW_IPS", "NEXT_PUBLIC_API_URL", "is_co
 
 @every_doc
 def test_names_exist(doc: str) -> None:
-    """Of functions, classes, constants, settings: those that look like a name in code."""
+    """Names of functions, classes, constants and settings: all that look like a name in code."""
     named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", DOCS[doc]))
     named |= {name for name in NAMED[doc] if re.fullmatch(r"[a-z]+_\w+|(?:[A-Z][a-z]+){2,}", name)}
     code = [CODE[path] for path in CODE if path != "/tests/test_markdown.py"]

@@ -1,4 +1,4 @@
-"""The schema: made by migrations alone, as the models say, at every start."""
+"""The schema: created by migrations only, at each start, as in the models."""
 
 import ipaddress
 import os
@@ -54,7 +54,7 @@ def test_migrations_match_the_models() -> None:
 
 @pytest.mark.usefixtures("client")
 def test_email_is_unique_in_the_database() -> None:
-    """Should the look before the insert miss the other one."""
+    """In case the check before the insert misses the other account."""
     columns: dict[str, Any] = {
         "email": f"{uuid.uuid4().hex}@example.com",
         "password_hash": "x",
@@ -84,7 +84,7 @@ def test_foreign_keys_between_tables_of_users_carry_the_owner() -> None:
     assert list(foreign_keys_without_owner(SQLModel.metadata)) == []
 
 
-def test_foreign_key_without_the_owner_is_found_and_the_remedy_named() -> None:
+def test_foreign_key_without_the_owner_is_reported_with_its_fix() -> None:
     metadata = MetaData()
     Table("tasks", metadata, Column("id", Integer), Column("user_id", String))
     Table("comments", metadata, Column("user_id", String), Column("task_id", ForeignKey("tasks.id")))
@@ -107,22 +107,18 @@ def tables_of_better_auth() -> Iterator[list[str]]:
 
 
 @pytest.mark.usefixtures("client")
-def test_other_tables_are_left_alone(tables_of_better_auth: list[str]) -> None:
+def test_migrations_go_down_and_up_and_leave_other_tables_alone(tables_of_better_auth: list[str]) -> None:
     command.check(ALEMBIC)
     command.downgrade(ALEMBIC, "base")
+    tables = set(inspect(db.engine).get_table_names())
+    assert set(tables_of_better_auth) < tables
+    assert not {"tasks", "users"} & tables
     command.upgrade(ALEMBIC, "head")
-    assert set(tables_of_better_auth) < set(inspect(db.engine).get_table_names())
-
-
-def test_migrations_go_down_and_up_again(user: UserClient) -> None:
-    command.downgrade(ALEMBIC, "base")
-    assert not {"tasks", "users"} & set(inspect(db.engine).get_table_names())
-    command.upgrade(ALEMBIC, "head")
-    user.create()
+    assert {"tasks", "users", *tables_of_better_auth} < set(inspect(db.engine).get_table_names())
 
 
 def test_failed_migration_changes_nothing(user: UserClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schema changes are all or nothing, and the lock is let go."""
+    """Schema changes are all or nothing, and the lock is released."""
     user.create("still here")
 
     def half(context: MigrationContext, **_options: object) -> None:
@@ -139,7 +135,7 @@ def test_failed_migration_changes_nothing(user: UserClient, monkeypatch: pytest.
 
 
 @on_sqlite
-def test_write_ahead_logging_is_switched_on_while_another_process_migrates(
+def test_write_ahead_logging_is_enabled_while_another_process_migrates(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """SQLite says "database is locked" at once, however long it may wait."""
@@ -154,7 +150,7 @@ def test_write_ahead_logging_is_switched_on_while_another_process_migrates(
 
 
 @on_sqlite
-def test_file_of_an_earlier_version_is_as_the_models_say(
+def test_file_of_an_earlier_version_matches_the_models_after_migration(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its constraints have no names."""
@@ -188,23 +184,23 @@ def test_start_is_refused_while_the_database_is_down(
 @on_postgres
 @pytest.mark.usefixtures("client")
 @pytest.mark.parametrize(
-    ("environment", "far_away", "warned"),
+    ("environment", "public", "warned"),
     [("production", True, True), ("production", False, False), ("development", True, False)],
 )
 def test_unencrypted_connection_beyond_private_networks_logs_a_warning(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     environment: str,
-    far_away: bool,
+    public: bool,
     warned: bool,
 ) -> None:
     monkeypatch.setattr(settings, "environment", environment)
-    monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=far_away))
+    monkeypatch.setattr(ipaddress, "ip_address", lambda _address: SimpleNamespace(is_global=public))
     command.upgrade(ALEMBIC, "head")
     assert ("The connection to the database is not encrypted" in caplog.text) is warned
 
 
-# Migrations that Alembic writes for a team's own tables, applied as they are
+# Migrations that Alembic generates for a team's own tables, applied unedited
 
 COMMENTS = """
 from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, Index, Integer, String, Table

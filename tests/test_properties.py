@@ -1,4 +1,4 @@
-"""Random sequences of all operations by two users, against a model in memory: a list in Python."""
+"""Random sequences of all operations by two users, compared with a model: a list in Python."""
 
 import uuid
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ REQUESTS = [("GET", ""), ("PUT", ""), ("PATCH", "/complete"), ("DELETE", "")]
 
 @dataclass
 class Model:
-    """One user: what the API should know of them, and how they ask it."""
+    """A user, and the tasks that the API should have for them."""
 
     user: UserClient
     tasks: list[dict[str, Any]] = field(default_factory=list)
@@ -108,7 +108,7 @@ class TaskMachine(RuleBasedStateMachine):
             assert self.models[who].user("GET", f"/{task['id']}").json() == task
 
     @rule(who=WHO, which=WHICH, request=st.sampled_from(REQUESTS))
-    def touch_a_task_of_the_other(self, who: int, which: int, request: tuple[str, str]) -> None:
+    def use_another_users_task(self, who: int, which: int, request: tuple[str, str]) -> None:
         if task := self.any_task(1 - who, which):
             method, suffix = request
             response = self.models[who].user(method, f"/{task['id']}{suffix}", json={"title": "stolen"})

@@ -1,4 +1,4 @@
-"""Each setting: what is understood, the default, and what is refused at startup. No server is started."""
+"""Each setting: valid values, the default, and what is refused at startup. No server is started."""
 
 import os
 import time
@@ -49,7 +49,7 @@ def test_settings_show_no_secrets() -> None:
 
 @pytest.fixture
 def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where .env will be after the first start; no secret in the environment."""
+    """The path of .env before the first start, without a secret in the environment."""
     monkeypatch.setenv("BETTER_AUTH_SECRET", "")
     return tmp_path / ".env"
 
@@ -126,7 +126,7 @@ def test_full_disk_leaves_no_incomplete_env_file(
     assert not list(env.parent.iterdir())
 
 
-def test_start_that_was_killed_is_named_to_the_next(
+def test_folder_left_by_a_killed_start_is_named(
     env: Path, monkeypatch: pytest.MonkeyPatch, refusal: Refusal, uptime: Clock
 ) -> None:
     left_behind = env.with_name(".env.new")
@@ -141,10 +141,6 @@ def test_env_file_without_a_secret_is_refused_and_not_changed(env: Path, refusal
     before = env.read_bytes()
     assert "BETTER_AUTH_SECRET: not set; use: openssl rand -hex 32" in refusal(start, env)
     assert env.read_bytes() == before
-
-
-def test_env_file_in_a_missing_folder_is_refused(env: Path, refusal: Refusal) -> None:
-    assert ".env cannot be created" in refusal(start, env.parent / "missing" / ".env")
 
 
 def test_env_file_is_read_and_the_environment_wins(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +166,7 @@ def test_env_file_is_not_needed_with_a_secret_or_better_auth(
 
 
 @pytest.mark.parametrize("content", ["a".encode("utf-16"), b"X_OF_A_TEST=a\0b\n"], ids=["UTF-16", "NUL"])
-def test_env_file_that_is_no_utf8_text_is_refused(env: Path, refusal: Refusal, content: bytes) -> None:
+def test_env_file_must_be_utf8(env: Path, refusal: Refusal, content: bytes) -> None:
     env.write_bytes(content)
     assert ".env is not UTF-8 text" in refusal(load, env)
 
@@ -200,20 +196,17 @@ def test_unknown_environment_is_refused(refused: Refused) -> None:
 # BETTER_AUTH_SECRET
 
 STRICT = ["staging", "production"]
-GOOD_SECRETS = {"hex": SECRET, "32 bytes": "x7Kq4mW9" * 4, "16 characters of two bytes": "äöüßéèñç" * 2}
 
 
-@pytest.mark.parametrize("environment", STRICT)
-@pytest.mark.parametrize("secret", GOOD_SECRETS.values(), ids=GOOD_SECRETS)
-def test_good_secrets_are_accepted(secret: str, environment: str) -> None:
-    assert read(ENVIRONMENT=environment, BETTER_AUTH_SECRET=secret).better_auth_secret == secret
+def test_secret_of_32_bytes_is_accepted() -> None:
+    secret = "äöüßéèñç" * 2
+    assert read(ENVIRONMENT="production", BETTER_AUTH_SECRET=secret).better_auth_secret == secret
 
 
 RANDOM = "x7Kq4mW9pR2tY8vB3nL6cD1fG5hJ0sZa"
 WEAK_SECRETS = {
     "31 bytes": RANDOM[:31],
     "change": f"change-me-{RANDOM}",
-    "Change": f"{RANDOM} CHANGE THIS",
     "replace": f"replace-{RANDOM}",
     "example": f"example-{RANDOM}",
     "placeholder": f"{RANDOM}-placeholder",
@@ -223,7 +216,6 @@ WEAK_SECRETS = {
     "Better Auth's default": "better-auth-secret-123456789012345",
     "SSH key": f"ssh-ed25519 {RANDOM}",
     "PEM": f"-----BEGIN PUBLIC KEY-----{RANDOM}",
-    "one letter": "x" * 40,
     "seven letters": "abcdefg" * 6,
 }
 
@@ -247,23 +239,19 @@ def test_secret_and_database_must_be_set_outside_development(
 # BETTER_AUTH_URL and CORS_ORIGINS
 
 ORIGINS = {
-    "https://app.example.com": "https://app.example.com",
     "https://app.example.com/": "https://app.example.com",
     "HTTPS://App.Example.COM:443": "https://app.example.com",
     "  http://localhost:3000 ": "http://localhost:3000",
     "http://localhost:80": "http://localhost",
     "http://localhost:443": "http://localhost:443",
-    "https://localhost:80": "https://localhost:80",
-    "https://a.example:8443": "https://a.example:8443",
     "http://my_host": "http://my_host",
-    "http://127.0.0.1:3000": "http://127.0.0.1:3000",
     "http://[::1]:3000": "http://[::1]:3000",
     "http://[2001:DB8::1]": "http://[2001:db8::1]",
 }
 
 
 @pytest.mark.parametrize(("given", "origin"), ORIGINS.items())
-def test_origins_are_understood_as_browsers_write_them(given: str, origin: str) -> None:
+def test_origins_are_written_as_browsers_write_them(given: str, origin: str) -> None:
     settings = read(BETTER_AUTH_URL=given, CORS_ORIGINS=given)
     assert (settings.better_auth_origin, settings.better_auth_url) == (origin, f"{origin}/api/auth")
     assert settings.cors_origins == [origin]
@@ -281,17 +269,9 @@ def test_better_auth_url_may_have_a_base_path(given: str, url: str) -> None:
     assert (settings.better_auth_origin, settings.better_auth_url) == ("https://a.example", url)
 
 
-INVALID_ORIGINS = [
-    "*",
-    "localhost:3000",
-    "app.example.com",
-    "ftp://a.example",
-    "https://",
-    "https:///",
-    "null",
-]
-INVALID_ORIGINS += ["https://a.example?x=1", "https://a.example/#x", "https://a.example:port"]
-INVALID_ORIGINS += ["https://a.example:123456", "http://[::1", "https://a b.example", "https://a.example\nx"]
+INVALID_ORIGINS = ["*", "localhost:3000", "ftp://a.example", "https://", "https://a.example?x=1"]
+INVALID_ORIGINS += ["https://a.example:port", "https://a.example:123456", "http://[::1"]
+INVALID_ORIGINS += ["https://a b.example", "https://a.example\nx"]
 
 
 @pytest.mark.parametrize("given", INVALID_ORIGINS)
@@ -328,15 +308,7 @@ def test_cors_origins_default_to_the_frontend() -> None:
 # DATABASE_URL
 
 
-@pytest.mark.parametrize(
-    ("pasted", "file"),
-    [
-        ("", "todo.db"),
-        ("sqlite:///other.db", "other.db"),
-        ("sqlite:////absolute/other.db", "/absolute/other.db"),
-        ("sqlite+aiosqlite:///other.db", "other.db"),
-    ],
-)
+@pytest.mark.parametrize(("pasted", "file"), [("", "todo.db"), ("sqlite+aiosqlite:///other.db", "other.db")])
 def test_pasted_sqlite_urls_work(pasted: str, file: str) -> None:
     url = read(DATABASE_URL=pasted).database_url
     assert (url.drivername, url.database) == ("sqlite", file)
@@ -398,19 +370,14 @@ UNESCAPED = "in a user name or password, write @ as %40, / as %2F, and ? as %3F"
 HOSTS = "hosts and ports are written postgresql://user:password@a:5432,b:5432/name"
 BAD_DATABASE_URLS = {
     "words": ("my pa55 database", f"not a PostgreSQL or SQLite URL such as {EXAMPLE}"),
-    "MySQL": ("mysql://root:pa55@localhost/d", f"not a PostgreSQL or SQLite URL such as {EXAMPLE}"),
-    "port": ("postgresql://u:pa55@h:port/d", "the port is not a number"),
     "no host": ("postgresql://u:pa55/d", "the port is not a number"),
     "@": ("postgresql://u:pa55@pa55@h/d", UNESCAPED),
-    "@ and /": ("postgresql://u:abc@pa55/x@127.0.0.1/db", UNESCAPED),
     "/": ("postgresql://u:12/pa55@h/d", UNESCAPED),
-    "/ and ?": ("postgresql://u:12/c?pa55=x@h/d", UNESCAPED),
     "?": ("postgresql://u?password=a@pa55", UNESCAPED),
     "%": ("postgresql://u:%pa55@h/d", f"not such as {EXAMPLE}, with %25 for a %"),
     "unknown option": ("postgresql://u:pa55@h/d?x=1", 'invalid URI query parameter: "x"'),
-    "hosts as SQLAlchemy writes them": ("postgresql://u:pa55@/d?host=a:5432&host=b:5432", HOSTS),
-    "the same in one": ("postgresql://u:pa55@/d?host=a:5432,b:5432", HOSTS),
-    "the same without ports": ("postgresql://u:pa55@/d?host=a&host=b", HOSTS),
+    "port in host=": ("postgresql://u:pa55@/d?host=a:5432,b:5432", HOSTS),
+    "repeated host=": ("postgresql://u:pa55@/d?host=a&host=b", HOSTS),
     "SQLite with two slashes": ("sqlite://data/todo.db", "use three slashes, as in sqlite:///todo.db"),
     "SQLite without a file": ("sqlite:///", "needs a file"),
     "SQLite in memory": ("sqlite:///:memory:", "needs a file"),
@@ -431,19 +398,18 @@ def test_unusable_database_urls_are_refused(refused: Refused, given: str, reason
 @pytest.mark.parametrize(
     ("given", "attempts", "seconds"), [("", 10, 60), ("1/hour", 1, 3600), ("100 per 2 minutes", 100, 120)]
 )
-def test_rate_limits_are_understood(given: str, attempts: int, seconds: int) -> None:
+def test_valid_rate_limits(given: str, attempts: int, seconds: int) -> None:
     limit = read(AUTH_RATE_LIMIT=given).auth_rate_limit
     assert (limit.amount, limit.get_expiry()) == (attempts, seconds)
 
 
-@pytest.mark.parametrize("given", ["a lot", "10", "10/minute;100/hour", "0/minute"])
+@pytest.mark.parametrize("given", ["a lot", "10/minute;100/hour", "0/minute"])
 def test_unusable_rate_limits_are_refused(refused: Refused, given: str) -> None:
     assert "AUTH_RATE_LIMIT: give one limit, like 10/minute" in refused(AUTH_RATE_LIMIT=given)
 
 
 BAD_STORAGES = {
     "unknown": ("floppy://u:pa55@a", "cannot be used: unknown"),
-    "no URI": ("pa55", "cannot be used"),
     "asynchronous and unknown": ("async+floppy://u:pa55@a", "cannot be used"),
     "@ and /": ("redis://:abc@pa55/x@127.0.0.1:1", UNESCAPED),
 }
@@ -458,9 +424,7 @@ def test_unusable_storages_are_refused_without_their_password(
     assert "pa55" not in line
 
 
-def test_storage_whose_client_quotes_the_password_is_refused_without_it(
-    monkeypatch: pytest.MonkeyPatch, refused: Refused
-) -> None:
+def test_password_in_a_storage_error_is_not_logged(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def fail(_uri: str, **_options: Any) -> None:
         raise ValueError("Port could not be cast to integer value as 'pa55'")
 
@@ -470,11 +434,7 @@ def test_storage_whose_client_quotes_the_password_is_refused_without_it(
     assert "pa55" not in line
 
 
-def test_storage_named_as_for_asynchronous_use_works_as_well() -> None:
-    assert type(read(RATE_LIMIT_STORAGE="async+memory://").rate_limit_storage.storage) is MemoryStorage
-
-
-@pytest.mark.parametrize("uri", ["redis://u:pa55@h", "rediss://h", "async+redis://h", "redis+sentinel://h"])
+@pytest.mark.parametrize("uri", ["rediss://h", "async+redis://h"])
 def test_redis_times_out_after_a_second(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     asked: list[tuple[str, dict[str, Any]]] = []
 

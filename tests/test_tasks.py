@@ -1,4 +1,4 @@
-"""The task endpoints: make, read, change and delete tasks. Lists are in test_lists.py."""
+"""The task endpoints: create, read, change and delete tasks. Lists are in test_lists.py."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,14 +30,7 @@ def test_create_returns_the_task_and_its_location(user: UserClient) -> None:
     assert user.client.get(response.headers["location"], headers=user.headers).json() == task
 
 
-TITLES = {
-    "1 character": "x",
-    "200 characters": "t" * 200,
-    "blanks around 200": "  " + "t" * 200 + "  ",
-    "emoji": "日本語 🎉" * 20,
-    "SQL": "'; DROP TABLE tasks; --",
-    "two lines": "a\nb",
-}
+TITLES = {"1 character": "x", "200 characters in spaces": "  " + "t" * 200 + "  ", "emoji": "日本語 🎉" * 20}
 
 
 @pytest.mark.parametrize("title", TITLES.values(), ids=TITLES)
@@ -47,13 +40,7 @@ def test_valid_titles(user: UserClient, title: str) -> None:
     assert user("GET", f"/{task['id']}").json() == task
 
 
-DESCRIPTIONS = {
-    "none": None,
-    "empty": "",
-    "two lines": "two\r\nlines\n",
-    "1000 characters": "d" * 1000,
-    "1000 emoji": "🎉" * 1000,
-}
+DESCRIPTIONS = {"none": None, "empty": "", "two lines": "two\r\nlines\n", "1000 emoji": "🎉" * 1000}
 
 
 @pytest.mark.parametrize("description", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
@@ -78,7 +65,6 @@ def test_update_changes_what_is_sent_and_keeps_the_rest(user: UserClient, method
 
 UNCHANGED: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "the title": {"title": "Same"},
     "all of it": {"title": "Same", "description": "d", "completed": False},
 }
 
@@ -94,7 +80,6 @@ def test_update_without_changes_sets_only_updated_at(
 
 UNKNOWN: dict[str, dict[str, Any]] = {
     "typo": {"titel": "x"},
-    "camel case": {"isCompleted": True},
     "nothing that can be changed": {"id": 1, "user_id": "x", "created_at": "2000-01-01T00:00:00Z"},
 }
 
@@ -175,24 +160,12 @@ def test_another_users_task_is_a_404(
     assert user("GET", f"/{task['id']}").json() == task
 
 
-PATHS = {
-    "list": ("GET", "/", 200),
-    "create": ("POST", "/", 201),
-    "get": ("GET", "/{id}/", 200),
-    "put": ("PUT", "/{id}/", 200),
-    "patch": ("PATCH", "/{id}/", 200),
-    "toggle": ("PATCH", "/{id}/complete/", 200),
-    "delete": ("DELETE", "/{id}/", 204),
-}
-
-
-@pytest.mark.parametrize(("method", "path", "status"), PATHS.values(), ids=PATHS)
-def test_trailing_slash_works_as_well(user: UserClient, method: str, path: str, status: int) -> None:
-    path = path.format(id=user.create()["id"])
-    response = user(method, path, json={"title": "x"}, follow_redirects=False)
-    assert response.status_code == status
-    if method == "POST":
-        assert response.headers["location"] == f"{user.path}/{response.json()['id']}"
+def test_trailing_slash_is_ignored(user: UserClient) -> None:
+    response = user("POST", "/", json={"title": "x"}, follow_redirects=False)
+    path = f"/{response.json()['id']}"
+    assert response.status_code == 201
+    assert response.headers["location"] == user.path + path
+    assert user("PATCH", f"{path}/complete/", follow_redirects=False).status_code == 200
 
 
 OPERATIONS = {
@@ -216,15 +189,10 @@ def test_each_request_costs_one_statement_and_one_round_trip(user: UserClient, o
     assert cost() == 1
 
 
-REFUSED = {"body": ("POST", "", {"title": ""}, 422), "query": ("GET", "?limit=0", None, 422)}
-
-
-@pytest.mark.parametrize(("method", "query", "body", "status"), REFUSED.values(), ids=REFUSED)
-def test_refused_request_costs_no_statement(
-    user: UserClient, method: str, query: str, body: object, status: int
-) -> None:
+def test_refused_request_costs_no_statement(user: UserClient) -> None:
     with counted() as cost:
-        assert user(method, query, json=body).status_code == status
+        assert user("POST", json={"title": ""}).status_code == 422
+        assert user("GET", "?limit=0").status_code == 422
     assert cost() == 0
 
 

@@ -33,7 +33,7 @@ def frozen(the_wire: Wire) -> Iterator[Callable[[], None]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five seconds would be long for a test."""
+    """A time limit of a tenth of a second instead of five seconds."""
     monkeypatch.setattr(watchdog, "RESPONSE_TIMEOUT", 0.1)
 
 
@@ -89,7 +89,7 @@ def end_early(rows: Any) -> None:
     begun(rows.connection)
 
 
-# What came before, and what then waits for the server.
+# What runs before the server freezes, and what then waits for it.
 WAITS: dict[str, tuple[Callable[[Connection], Any], Callable[[Any], object]]] = {
     "begin": (lambda connection: connection, begun),  # psycopg2 sends BEGIN before the first statement
     "statement": (begun, begun),
@@ -105,7 +105,7 @@ WAITS: dict[str, tuple[Callable[[Connection], Any], Callable[[Any], object]]] = 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("before", "wait"), WAITS.values(), ids=WAITS)
-def test_no_wait_for_a_frozen_server_is_endless(
+def test_every_wait_for_a_frozen_server_times_out(
     frozen: Callable[[], None], before: Callable[[Connection], Any], wait: Callable[[Any], object]
 ) -> None:
     ended = pytest.raises((exc.DBAPIError, psycopg2.Error), match=r"closed the connection|already closed")
@@ -173,10 +173,10 @@ USES = {
 
 @pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "READ COMMITTED"])
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_connection_may_idle_for_as_long_as_it_likes(
+def test_idle_connection_stays_open(
     uptime: Clock, use: Callable[[Connection], None], isolation_level: Any
 ) -> None:
-    """A request that holds it may have other things to do."""
+    """A request may hold one while it does something else."""
     with db.engine.connect().execution_options(isolation_level=isolation_level) as connection:
         for _ in range(2):
             use(connection)
@@ -184,10 +184,10 @@ def test_connection_may_idle_for_as_long_as_it_likes(
             watchdog.close_frozen_connections()
 
 
-def test_many_changed_rows_may_take_as_long_as_they_make_progress(
+def test_many_changes_may_take_long_while_the_server_responds(
     user: UserClient, the_wire: Wire, uptime: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of them is a round trip; here each takes three seconds."""
+    """Each change is a round trip; here each takes three seconds."""
 
     def three_seconds_pass() -> None:
         uptime.forward(3)
@@ -204,7 +204,7 @@ def test_many_changed_rows_may_take_as_long_as_they_make_progress(
     assert user.titles() == ["new"] * 5
 
 
-def test_socket_that_got_the_number_of_a_closed_one_stays_open() -> None:
+def test_watchdog_never_closes_a_reused_descriptor() -> None:
     """A connection closes just before the watchdog would close it."""
     with db.engine.connect() as connection:
         watched: Any = connection.connection.dbapi_connection
@@ -236,7 +236,7 @@ def close_behind_its_back(connection: Any) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("spoil", [kill, close_behind_its_back, Connection.detach, Connection.invalidate])
-def test_watchdog_outlives_whatever_happens_to_a_connection(spoil: Callable[[Any], None]) -> None:
+def test_watchdog_still_works_after_a_connection_is_lost(spoil: Callable[[Any], None]) -> None:
     with db.engine.connect() as first, db.engine.connect() as second:
         spoil(first)
         with suppress(exc.DBAPIError):
@@ -245,7 +245,7 @@ def test_watchdog_outlives_whatever_happens_to_a_connection(spoil: Callable[[Any
             second.exec_driver_sql("SELECT pg_sleep(20)")
 
 
-def test_watchdog_holds_a_socket_for_each_connection_and_leaves_none_behind(user: UserClient) -> None:
+def test_watchdog_has_one_socket_for_each_open_connection(user: UserClient) -> None:
     held: list[socket.socket] = []
 
     def open_ones() -> int:
