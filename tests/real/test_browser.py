@@ -98,10 +98,10 @@ def test_the_first_steps_can_be_taken_on_the_docs_page(browser: Browser, clone: 
         assert docs.send("tasks-delete_task", **task) == (204, None)
         assert docs.send("tasks-list_tasks", **mine) == (200, [])
         assert docs.send("accounts-logout") == (204, None)
-        assert browser.complaints() == []
+        assert browser.console_errors() == []
         status, error = docs.send("tasks-list_tasks", **mine)
     assert (status, error["error"]["message"]) == (401, "Token was revoked")
-    (complaint,) = browser.complaints()
+    (complaint,) = browser.console_errors()
     assert "401" in complaint
     assert browser.hosts() == {urlsplit(server.url).netloc}
 
@@ -114,7 +114,7 @@ def test_redoc_shows_the_api_and_asks_nobody_else(browser: Browser, clone: Path)
         browser.find("#tag\\/tasks")
     assert browser.hosts() == {urlsplit(server.url).netloc}
     # ReDoc wants to show a logo of its maker's, from there; the page's policy refuses it.
-    assert not [complaint for complaint in browser.complaints() if "redoc/logo" not in complaint]
+    assert not [complaint for complaint in browser.console_errors() if "redoc/logo" not in complaint]
 
 
 def test_docs_fit_on_a_phone(browser: Browser, clone: Path) -> None:
@@ -127,7 +127,7 @@ def test_docs_fit_on_a_phone(browser: Browser, clone: Path) -> None:
             assert browser.run("return document.documentElement.scrollWidth") == 390
         finally:
             browser.chrome("Emulation.clearDeviceMetricsOverride")
-    browser.complaints()
+    browser.console_errors()
 
 
 FETCH = """

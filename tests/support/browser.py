@@ -119,7 +119,7 @@ class Browser:
     def text(self, selector: str) -> str:
         return str(self("GET", f"/element/{self.find(selector)}/text"))
 
-    def complaints(self) -> list[str]:
+    def console_errors(self) -> list[str]:
         """The errors on the console since the last look."""
         entries = self("POST", "/se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
