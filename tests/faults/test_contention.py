@@ -1,5 +1,6 @@
 """Many clients at the same moment, whatever the database and however many workers."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -35,3 +36,11 @@ def test_each_new_task_is_created_once(api: Service) -> None:
     listed = user("GET", "?limit=1000").json()
     assert len(listed) == len(tasks) == 600
     assert {task["id"]: task["title"] for task in listed} == tasks
+
+
+def test_one_of_many_deletes_succeeds(api: Service) -> None:
+    user = api.user()
+    path = f"/{user.create()['id']}"
+    codes = at_once(30, lambda _: user("DELETE", path).status_code)
+    assert Counter(codes) == {204: 1, 404: 29}
+    assert user.titles() == []

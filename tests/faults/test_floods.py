@@ -55,7 +55,7 @@ def test_500_clients_and_a_slow_database(flooded: Service, wire: Wire) -> None:
     for response in itertools.chain.from_iterable(responses):
         if response.status_code not in (200, 201):
             check_unavailable(response)
-    assert statistics.median(waited) < 1
+    assert max(waited) < 4
     assert flooded.figure("VmRSS") < memory + MOST_MEMORY
     assert "Traceback" not in flooded.log.read_text(encoding="utf-8")
 
@@ -67,7 +67,7 @@ def test_health_among_300_anonymous_clients(flooded: Service, wire: Wire) -> Non
     with distant_database(wire, 0.02), probing(f"{flooded.server.url}/health") as waited:
         statuses = set().union(*at_once(300, client))
     assert statuses == {200}
-    assert statistics.median(waited) < 1
+    assert max(waited) < 2
 
 
 def test_login_flood_of_one_client(flooded: Service) -> None:
