@@ -1,18 +1,20 @@
-"""What the fault tests share: PostgreSQL servers to break, and real servers of the API under load."""
+"""What the fault tests share: PostgreSQL servers that fail, and real servers of the API under load."""
 
 import getpass
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import psycopg2
@@ -52,19 +54,32 @@ def run(*command: object) -> None:
     subprocess.run(arguments, check=True, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def connect(url: str) -> Any:
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    return connection
+
+
+def query(url: str, statement: str) -> list[Any]:
+    with closing(connect(url)) as connection:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
 class Cluster:
-    """A PostgreSQL server of our own, and what can happen to one."""
+    """A PostgreSQL server for the tests, and how it fails."""
 
     def __init__(self, primary: "Cluster | None" = None, **settings: str) -> None:
         self.folder = folder_of_postgres()
         self.data = self.folder / "data"
         self.port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         settings = SETTINGS | {"unix_socket_directories": str(self.folder)} | settings
         self.options = " ".join(["-p", str(self.port), *(f"-c {k}={v}" for k, v in settings.items())])
         self.pg_ctl = binary("pg_ctl")
         if primary:  # a standby of it, not yet started
-            source = f"host=127.0.0.1 port={primary.port} user=postgres"
-            run(binary("pg_basebackup"), "-D", self.data, "-R", "-c", "fast", "-d", source)
+            run(binary("pg_basebackup"), "-D", self.data, "-R", "-c", "fast", "-d", primary.url)
         else:
             options = ["-A", "trust", "-U", "postgres", "-N", "-E", "UTF8", "--locale=C.UTF-8"]
             run(binary("initdb"), "-D", self.data, *options)
@@ -81,7 +96,7 @@ class Cluster:
         shutil.rmtree(self.folder)
 
     def signal(self, number: int) -> None:
-        """To the postmaster first, so that it does not react to what happens to the others."""
+        """To the postmaster first, so that it does not react when the others get it."""
         postmaster = (self.data / "postmaster.pid").read_text(encoding="utf-8").split()[0]
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], check=True, capture_output=True, text=True)
         pairs = [line.split() for line in listed.stdout.splitlines()]
@@ -89,18 +104,8 @@ class Cluster:
             with suppress(ProcessLookupError):
                 os.kill(int(pid), number)
 
-    def connect(self, user: str = "postgres", database: str = "postgres") -> Any:
-        connection = psycopg2.connect(host="127.0.0.1", port=self.port, user=user, dbname=database)
-        connection.autocommit = True
-        return connection
-
     def sql(self, statement: str) -> list[Any]:
-        connection = self.connect()
-        cursor = connection.cursor()
-        cursor.execute(statement)
-        rows = cursor.fetchall() if cursor.description else []
-        connection.close()
-        return rows
+        return query(self.url, statement)
 
     def database(self, port: int | None = None) -> str:
         """The URL of an empty database, whose owner is no superuser."""
@@ -125,18 +130,52 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
+@contextmanager
+def wire_to(port: int) -> Iterator[Wire]:
+    wire = Wire("127.0.0.1", port)
+    try:
+        yield wire
+    finally:
+        wire.cut()
+
+
 @pytest.fixture(scope="module")
 def wire(cluster: Cluster) -> Iterator[Wire]:
-    wire = Wire("127.0.0.1", cluster.port)
-    yield wire
-    wire.cut()
+    with wire_to(cluster.port) as wire:
+        yield wire
 
 
-def timed(ask: Callable[..., Any], *request: Any, **options: Any) -> tuple[Any, float]:
-    """The response, and the seconds until it was there."""
+def timed(send: Callable[..., Any], *request: Any, **options: Any) -> tuple[Any, float]:
+    """The response, and the seconds that it took."""
     began = time.monotonic()
-    response = ask(*request, **options)
+    response = send(*request, **options)
     return response, time.monotonic() - began
+
+
+PROBE = """
+import sys, time, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": sys.argv[2]})
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    began = time.monotonic()
+    urllib.request.urlopen(request, timeout=30).close()
+    print(time.monotonic() - began)
+"""
+
+
+@contextmanager
+def probing(url: str, authorization: str = "none") -> Iterator[list[float]]:
+    """For five seconds, requests from a process of its own, which the clients in this one do not slow down.
+
+    After the block, the list has the seconds that each took.
+    """
+    waited: list[float] = []
+    command = [sys.executable, "-c", PROBE, url, authorization]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield waited
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    waited.extend(map(float, output.split()))
 
 
 class Service:
@@ -147,8 +186,13 @@ class Service:
         limits = httpx2.Limits(max_connections=None, keepalive_expiry=2)
         self.client = httpx2.Client(base_url=server.url, timeout=60, limits=limits)
 
-    def user(self) -> UserClient:
-        return UserClient(self.client, uuid.uuid4().hex)  # type: ignore[arg-type]  # any client of this kind will do
+    @property
+    def address(self) -> tuple[str | None, int | None]:
+        url = urlsplit(self.server.url)
+        return url.hostname, url.port
+
+    def user(self, user_id: str | None = None) -> UserClient:
+        return UserClient(self.client, user_id or uuid.uuid4().hex)  # type: ignore[arg-type]  # it needs no more
 
     def health(self) -> int:
         response = self.client.get("/health")
@@ -167,7 +211,7 @@ def service(url: str, *arguments: str, environment: str = "development", **more:
     with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w") as log:
 
         class Logged(Server):
-            stdout = log  # a pipe that nobody reads would stop it some day
+            stdout = log  # a full pipe would block it
 
         clone = copy_project(Path(folder))
         variables = {"DATABASE_URL": url, "BETTER_AUTH_SECRET": SECRET, "ENVIRONMENT": environment, **more}
@@ -186,7 +230,7 @@ def service(url: str, *arguments: str, environment: str = "development", **more:
 
 
 def at_once(count: int, action: Callable[[int], Any]) -> list[Any]:
-    """Let so many clients do it, all at the same moment."""
+    """This many clients do it at the same moment."""
     barrier = threading.Barrier(count)
 
     def together(number: int) -> Any:
@@ -198,11 +242,11 @@ def at_once(count: int, action: Callable[[int], Any]) -> list[Any]:
 
 
 class Load:
-    """Clients who make tasks and list them, and remember what they were promised."""
+    """Clients that create and list tasks, and record the responses."""
 
     def __init__(self, service: Service, clients: int = 4) -> None:
         self.user = service.user()
-        self.made: set[int] = set()
+        self.created: set[int] = set()
         self.responses: list[Any] = []
         self.slowest = 0.0
         self.going = True
@@ -216,14 +260,14 @@ class Load:
                 self.slowest = max(self.slowest, seconds)
                 self.responses.append(response)
                 if response.status_code == 201:
-                    self.made.add(response.json()["id"])
+                    self.created.add(response.json()["id"])
 
     def stop(self) -> None:
         self.going = False
         self.pool.shutdown()
 
     def check(self) -> None:
-        """No task that was promised is missing, and no response was wrong or late."""
+        """No task that got a 201 is lost, and no response was wrong or late."""
         for client in self.clients:
             client.result()
         for response in self.responses:
@@ -233,15 +277,15 @@ class Load:
         kept: set[int] = set()
         while page := self.user("GET", f"?limit=1000&skip={len(kept)}&sort=created_at").json():
             kept |= {task["id"] for task in page}
-        assert self.made <= kept
+        assert self.created <= kept
 
 
 @contextmanager
 def load(service: Service) -> Iterator[Load]:
-    """Clients at work, who find everything in order again at the end."""
+    """Clients send requests during the block; after it, all works again and no task is lost."""
     load = Load(service)
     try:
-        until(lambda: len(load.made) > 20)
+        until(lambda: len(load.created) > 20)
         yield load
         until(lambda: service.health() == 200)
         recovered = [load.user("GET") for _ in range(10)] + [load.user("POST", json={"title": "x"})]

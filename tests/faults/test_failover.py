@@ -1,4 +1,4 @@
-"""Several database servers in one DATABASE_URL: the first one is lost, and another one takes over."""
+"""Several database servers in one DATABASE_URL: the first one fails, and another one takes over."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @contextmanager
 def primary_and_standby() -> Iterator[tuple[Cluster, Cluster]]:
-    """What the primary commits, the standby has."""
+    """The standby has each row that the primary committed."""
     with running(Cluster()) as primary:
         primary.sql("CREATE ROLE app LOGIN")
         with running(Cluster(primary)) as standby:
@@ -29,8 +29,8 @@ def killed(primary: Cluster, _stack: ExitStack) -> None:
     primary.signal(signal.SIGKILL)
 
 
-def powered_off(primary: Cluster, stack: ExitStack) -> None:
-    """Nobody responds at its address, not even to say that nobody listens there."""
+def without_power(primary: Cluster, stack: ExitStack) -> None:
+    """Its address sends nothing, not even that no program listens there."""
     primary.signal(signal.SIGKILL)
     address = ("127.0.0.1", primary.port)
 
@@ -41,7 +41,7 @@ def powered_off(primary: Cluster, stack: ExitStack) -> None:
         return False
 
     until(taken)
-    for _ in range(4):  # on Linux, a server that accepts none of these does not even see further ones
+    for _ in range(4):  # while a server accepts none of these, Linux keeps further ones from it
         waiting = stack.enter_context(socket.socket())
         waiting.setblocking(False)
         waiting.connect_ex(address)
@@ -53,16 +53,16 @@ def frozen(primary: Cluster, stack: ExitStack) -> None:
     stack.callback(primary.signal, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("lose", [killed, powered_off, frozen])
-def test_failover_to_a_synchronous_standby(lose: Callable[[Cluster, ExitStack], None]) -> None:
+@pytest.mark.parametrize("fail", [killed, without_power, frozen])
+def test_failover_to_a_synchronous_standby(fail: Callable[[Cluster, ExitStack], None]) -> None:
     with primary_and_standby() as (primary, standby), ExitStack() as stack:
         host, _, name = primary.database().removeprefix("postgresql://app@").partition("/")
         hosts = f"{host},127.0.0.1:{standby.port}"
         with service(f"postgresql://app@{hosts}/{name}?target_session_attrs=read-write") as api:
-            with load(api) as going:
-                lose(primary, stack)
+            with load(api) as clients:
+                fail(primary, stack)
                 until(lambda: api.health() == 503)
                 run(standby.pg_ctl, "-D", standby.data, "-w", "promote")
-                before = len(going.made)
-                until(lambda: len(going.made) > before + 10, 15)
+                before = len(clients.created)
+                until(lambda: len(clients.created) > before + 10, 15)
             assert "Traceback" not in api.log.read_text(encoding="utf-8")

@@ -22,12 +22,11 @@ from tests.support.server import free_port, serving
 pytestmark = pytest.mark.slow
 
 PASSWORD = "correct horse"
-UNKNOWN_KEY = "Token is signed with an unknown key"
 HTTP: dict[str, Any] = {"trust_env": False, "timeout": 60}  # Node may be slow at first
 
 
 class Member:
-    """A user who signed up at Better Auth, and calls the API with its tokens."""
+    """A user who signed up at Better Auth and calls the API with its tokens."""
 
     def __init__(self, auth_url: str, api_url: str) -> None:
         self.auth_url, self.api_url = auth_url, api_url
@@ -50,10 +49,10 @@ class Member:
         return httpx2.request(method, self.api_url + path, headers=headers, json=json, **HTTP)
 
     def check_access(self, token: str) -> None:
-        made = self.call(token, "POST", self.tasks, json={"title": "Water the plants"})
-        assert made.status_code == 201, made.text
-        assert made.json()["user_id"] == self.id
-        assert made.json() in self.call(token, "GET", self.tasks).json()
+        created = self.call(token, "POST", self.tasks, json={"title": "Water the plants"})
+        assert created.status_code == 201, created.text
+        assert created.json()["user_id"] == self.id
+        assert created.json() in self.call(token, "GET", self.tasks).json()
         me = self.call(token, "GET", "/api/auth/me").json()
         assert me == {"id": self.id, "email": self.email, "created_at": None}
 
@@ -91,7 +90,9 @@ def listens(url: str) -> bool:
 @pytest.mark.parametrize(
     ("path", "base_path"), [("", "/api/auth"), ("/auth", "")], ids=["usual path", "another base path"]
 )
-def test_members_reach_their_tasks_and_no_others(node: Path, clone: Path, path: str, base_path: str) -> None:
+def test_members_have_access_to_their_own_tasks_only(
+    node: Path, clone: Path, path: str, base_path: str
+) -> None:
     with better_auth(node, path) as url, serving(clone, BETTER_AUTH_URL=url) as api:
         ann, ben = Member(url + base_path, api.url), Member(url + base_path, api.url)
         ann.check_access(ann.token())
@@ -101,66 +102,59 @@ def test_members_reach_their_tasks_and_no_others(node: Path, clone: Path, path: 
         assert message == "Token is not a JWT"
 
 
-def test_new_key_is_accepted_at_once_and_a_withdrawn_one_no_longer(node: Path, clone: Path) -> None:
+def test_new_key_is_accepted_at_once_and_a_withdrawn_one_is_refused(node: Path, clone: Path) -> None:
     with better_auth(node) as url, serving(clone, BETTER_AUTH_URL=url) as api:
 
-        def pass_time(what: str) -> None:
-            assert httpx2.post(f"{url}/{what}", **HTTP).status_code == 200
+        def keys(change: str) -> None:
+            assert httpx2.post(f"{url}/{change}-keys", **HTTP).status_code == 200
 
         ann = Member(f"{url}/api/auth", api.url)
         first = ann.token()
         ann.check_access(first)
-        pass_time("expire-keys")
+        keys("expire")
         second = ann.token()
         ann.check_access(second)
         ann.check_access(first)  # its key has expired, but is listed for 30 days
 
-        pass_time("withdraw-expired-keys")
-        pass_time("expire-keys")
+        keys("withdraw-expired")
+        keys("expire")
         ann.check_access(ann.token())  # which makes the API fetch the keys
         ann.check_access(second)
         message = check_error(ann.call(first, "GET", ann.tasks), 401, "unauthorized")
-        assert message == UNKNOWN_KEY
+        assert message == "Token is signed with an unknown key"
 
 
 def test_custom_signer_works_with_the_shared_secret(node: Path, clone: Path) -> None:
     secret = secrets.token_hex(32)
-    with better_auth(node, BETTER_AUTH_SECRET=secret, SIGNER="HS256") as url:
-        settings = {"BETTER_AUTH_SECRET": secret, "CORS_ORIGINS": url}
-        with serving(clone, **settings) as api:
-            ann = Member(f"{url}/api/auth", api.url)
-            ann.check_access(ann.token())
-
-
-def test_forgotten_better_auth_url_is_named(node: Path, clone: Path) -> None:
-    with better_auth(node) as url, serving(clone, CORS_ORIGINS=url) as api:
+    with (
+        better_auth(node, BETTER_AUTH_SECRET=secret, SIGNER="HS256") as url,
+        serving(clone, BETTER_AUTH_SECRET=secret, CORS_ORIGINS=url) as api,
+    ):
         ann = Member(f"{url}/api/auth", api.url)
-        message = check_error(ann.call(ann.token(), "GET", ann.tasks), 401, "unauthorized")
-        assert "set BETTER_AUTH_URL on this API" in message
+        ann.check_access(ann.token())
 
 
 def test_deleting_an_account_deletes_its_tasks(node: Path, clone: Path) -> None:
-    """With the file of docs/better-auth.md, which is JavaScript, too."""
+    """With the file of docs/better-auth.md, which runs as JavaScript."""
     guide = (ROOT / "docs" / "better-auth.md").read_text(encoding="utf-8")
     (file,) = [box for box in re.findall(r"```ts\n(.*?)```", guide, re.DOTALL) if "beforeDelete" in box]
     (node / "auth.mjs").write_text(file, encoding="utf-8")
-    with running(Cluster()) as cluster:
-        url = f"postgresql://postgres@127.0.0.1:{cluster.port}/postgres"
-        with (
-            better_auth(node, DATABASE_URL=url, AUTH_FILE="./auth.mjs") as auth_url,
-            serving(clone, BETTER_AUTH_URL=auth_url, DATABASE_URL=url) as api,
-        ):
-            ann, ben = (Member(f"{auth_url}/api/auth", api.url) for _ in range(2))
-            ann.check_access(ann.token())
-            ben.check_access(ben.token())
+    with (
+        running(Cluster()) as cluster,
+        better_auth(node, DATABASE_URL=cluster.url, AUTH_FILE="./auth.mjs") as auth_url,
+        serving(clone, BETTER_AUTH_URL=auth_url, DATABASE_URL=cluster.url) as api,
+    ):
+        ann, ben = (Member(f"{auth_url}/api/auth", api.url) for _ in range(2))
+        ann.check_access(ann.token())
+        ben.check_access(ben.token())
 
-            def delete(password: str) -> int:
-                options = HTTP | {"cookies": ann.cookies, "headers": {"Origin": auth_url}}
-                path = f"{ann.auth_url}/delete-user"
-                return int(httpx2.post(path, json={"password": password}, **options).status_code)
+        def delete(password: str) -> int:
+            options = HTTP | {"cookies": ann.cookies, "headers": {"Origin": auth_url}}
+            path = f"{ann.auth_url}/delete-user"
+            return int(httpx2.post(path, json={"password": password}, **options).status_code)
 
-            assert delete("wrong") == 400
-            assert cluster.sql("SELECT user_id FROM tasks ORDER BY id") == [(ann.id,), (ben.id,)]
-            assert delete(PASSWORD) == 200
-            assert cluster.sql("SELECT user_id FROM tasks") == [(ben.id,)]
-            assert cluster.sql('SELECT id FROM "user"') == [(ben.id,)]
+        assert delete("wrong") == 400
+        assert cluster.sql("SELECT user_id FROM tasks ORDER BY id") == [(ann.id,), (ben.id,)]
+        assert delete(PASSWORD) == 200
+        assert cluster.sql("SELECT user_id FROM tasks") == [(ben.id,)]
+        assert cluster.sql('SELECT id FROM "user"') == [(ben.id,)]

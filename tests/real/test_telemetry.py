@@ -28,7 +28,7 @@ def failing(task: dict[str, str]) -> None:
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes what is sent in OTLP's binary format, where text stands as it is."""
+    """Receives OTLP's binary format, in which text is readable."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), CollectorHandler)
@@ -63,7 +63,7 @@ def collector() -> Iterator[Collector]:
 
 
 def use(server: Server, clone: Path) -> list[str]:
-    """Requests of all kinds, those that fail included; returns their tokens."""
+    """Requests of all kinds, also failing ones; returns their tokens."""
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=30) as client:
 
         def call(
@@ -95,7 +95,7 @@ def use(server: Server, clone: Path) -> list[str]:
     return [registered, token]
 
 
-def test_what_is_exported_holds_no_user_data(clone: Path, collector: Collector) -> None:
+def test_exported_data_has_no_user_data(clone: Path, collector: Collector) -> None:
     with (clone / "main.py").open("a", encoding="utf-8") as main:
         main.write(FAILING_ENDPOINT)
     deploy = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -113,7 +113,7 @@ def test_what_is_exported_holds_no_user_data(clone: Path, collector: Collector) 
     assert [text for text in hidden if text.encode() in traces + metrics] == []
 
 
-def test_nothing_is_exported_until_it_is_switched_on(clone: Path, collector: Collector) -> None:
+def test_nothing_is_exported_by_default(clone: Path, collector: Collector) -> None:
     with serving(clone, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url) as server:
         server.get("/")
         server.end()

@@ -1,4 +1,4 @@
-"""TypeScript frontends: a client made from the OpenAPI document, and the files of docs/better-auth.md."""
+"""TypeScript frontends: a client generated from /openapi.json, and the files of docs/better-auth.md."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def test_code_in_better_auth_md_compiles(tmp_path: Path) -> None:
     run(frontend, "npx", "openapi-typescript", "openapi.json", "-o", "lib/api.ts")
     for text, name in files:
         file = frontend / name
-        if file.exists():  # so here comes another way to write it
+        if file.exists():  # the guide has another version of it
             run(frontend, "npx", "tsc")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-CHROMIUM = shutil.which("chromium") or "chromium"
-DRIVER = shutil.which("chromedriver") or "chromedriver"
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SWITCHES = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 SWITCHES += [
     "--disable-background-networking",
@@ -25,9 +24,9 @@ SWITCHES += [
     "--window-size=1280,1000",
 ]
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # what WebDriver calls a reference to an element
-SELECT_ALL = "\ue009a\ue000"  # Ctrl+A, and Ctrl let go
+SELECT_ALL = "\ue009a\ue000"  # Ctrl+A, then Ctrl is released
 TIMEOUT = 20.0
-COME_TO_REST = """
+SCROLL_TO = """
 const [element] = arguments
 element.scrollIntoView({block: 'center', behavior: 'instant'})
 let before
@@ -42,7 +41,7 @@ return new Promise(look)
 
 
 class Browser:
-    """A session of WebDriver: clicks and types as a user does, and reads what the browser logged."""
+    """A WebDriver session: clicks and types as a user does, and reads the log of the browser."""
 
     def __init__(self, driver: httpx2.Client, profile: Path) -> None:
         self.driver = driver
@@ -66,7 +65,7 @@ class Browser:
         self("POST", "/url", url=url)
 
     def new_tab(self) -> str:
-        """Open one, and go on in it; returns its handle, for go_to_tab()."""
+        """Open one and switch to it; returns its handle, for go_to_tab()."""
         handle = str(self("POST", "/window/new", type="tab")["handle"])
         self.go_to_tab(handle)
         return handle
@@ -76,7 +75,7 @@ class Browser:
         self.chrome("Page.bringToFront")  # so that it has the focus
 
     def run(self, script: str, *arguments: object) -> Any:
-        """What the script returns in the page; a promise is awaited."""
+        """Run a script in the page; returns its result. A promise is awaited."""
         return self("POST", "/execute/sync", script=script, args=arguments)
 
     def until(self, look: Callable[[], Any]) -> Any:
@@ -87,7 +86,7 @@ class Browser:
         return found
 
     def find(self, selector: str) -> str:
-        """The element, once it is there."""
+        """Wait for the element."""
 
         def look() -> Any:
             return self("POST", "/elements", using="css selector", value=selector)
@@ -96,21 +95,21 @@ class Browser:
 
     def click(self, selector: str) -> None:
         element = self.find(selector)
-        self.run(COME_TO_REST, {ELEMENT: element})
+        self.run(SCROLL_TO, {ELEMENT: element})
         self("POST", f"/element/{element}/click")
 
     def paste(self, selector: str, text: str) -> None:
-        """In place of what is there."""
+        """Replace the text of a field."""
         self("POST", f"/element/{self.find(selector)}/value", text=SELECT_ALL)
         self.chrome("Input.insertText", text=text)
 
     def press(self, *keys: str) -> None:
-        """Keys, or text, for whatever has the focus."""
+        """Send keys or text to the element that has the focus."""
         element = self("GET", "/element/active")[ELEMENT]
         self("POST", f"/element/{element}/value", text="".join(keys))
 
     def chrome(self, command: str, **params: object) -> Any:
-        """A command of the DevTools protocol, for what WebDriver does not know."""
+        """A command of the DevTools protocol, for things that WebDriver cannot do."""
         return self("POST", "/goog/cdp/execute", cmd=command, params=params)
 
     def screenshot(self) -> bytes:
@@ -119,27 +118,30 @@ class Browser:
     def text(self, selector: str) -> str:
         return str(self("GET", f"/element/{self.find(selector)}/text"))
 
-    def complaints(self) -> list[str]:
-        """The errors on the console since the last look."""
+    def console_errors(self) -> list[str]:
+        """Those since the last call."""
         entries = self("POST", "/se/log", type="browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def hosts(self) -> set[str]:
-        """Whom the browser asked for anything since the last look; it may have refused to."""
+        """The hosts of all requests since the last call, without those that a policy blocked."""
         entries = self("POST", "/se/log", type="performance")
         events = [json.loads(entry["message"])["message"] for entry in entries]
-        asked, refused = {}, set()
+        urls, blocked = {}, set()
         for event in events:
             if event["method"] == "Network.requestWillBeSent":
-                asked[event["params"]["requestId"]] = urlsplit(event["params"]["request"]["url"])
+                urls[event["params"]["requestId"]] = urlsplit(event["params"]["request"]["url"])
             elif event["params"].get("blockedReason") == "csp":
-                refused.add(event["params"]["requestId"])
-        urls = [url for number, url in asked.items() if number not in refused]
-        return {url.netloc for url in urls if url.scheme in ("http", "https", "ws", "wss")}
+                blocked.add(event["params"]["requestId"])
+        sent = [url for request, url in urls.items() if request not in blocked]
+        return {url.netloc for url in sent if url.scheme in ("http", "https", "ws", "wss")}
 
 
 @contextmanager
-def driving(profile: Path) -> Iterator[Browser]:
+def browsing(profile: Path) -> Iterator[Browser]:
+    if not (CHROMIUM and DRIVER):
+        assert "CI" not in os.environ, "CI must install chromium and chromedriver"
+        pytest.skip("needs chromium and chromedriver")
     command = [DRIVER, "--port=0"]
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -156,16 +158,3 @@ def driving(profile: Path) -> Iterator[Browser]:
     finally:
         process.terminate()
         process.communicate()
-
-
-@contextmanager
-def browsing(profile: Path) -> Iterator[Browser]:
-    """The same; where there is no Chromium, skip, but not in CI."""
-    with ExitStack() as stack:
-        try:
-            browser = stack.enter_context(driving(profile))
-        except (AssertionError, OSError) as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(f"needs chromium and chromedriver: {error}")
-        yield browser

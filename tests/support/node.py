@@ -1,4 +1,4 @@
-"""What tests with Node.js need: a folder of tests/real/, with the npm packages that it names."""
+"""For tests with Node.js: a folder of tests/real/, with its npm packages installed."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def run(folder: Path, *command: str) -> None:
 
 
 def install(name: str, parent: Path) -> Path:
-    """Copy a folder of tests/real/, install its packages. Where that is impossible, skip; but not in CI."""
+    """Copy a folder of tests/real/ and install its packages. If that fails, skip the test, but not in CI."""
     folder = parent / name
     shutil.copytree(ROOT / "tests" / "real" / name, folder, ignore=shutil.ignore_patterns("node_modules"))
     try:

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from hardening.settings import ROOT
 from tests.support.browser import browsing
-from tests.support.server import copy_project, serving
+from tests.support.server import serving
 
 TASKS = {
     "Water the plants": True,
@@ -18,10 +19,8 @@ TASKS = {
 }
 
 
-def test_picture(tmp_path: Path) -> None:
-    folder = tmp_path / "todo"
-    folder.mkdir()
-    with serving(copy_project(folder)) as server, browsing(tmp_path / "profile") as browser:
+def test_picture(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with serving(clone) as server, browsing(tmp_path_factory.mktemp("profile")) as browser:
         screen = {"width": 1280, "height": 760, "deviceScaleFactor": 1, "mobile": False}
         browser.chrome("Emulation.setDeviceMetricsOverride", **screen)
         browser.open(f"{server.url}/demo")
@@ -37,7 +36,7 @@ def test_picture(tmp_path: Path) -> None:
             assert httpx2.post(url, json=task, headers=headers, trust_env=False).status_code == 201
         browser("POST", "/refresh")
         browser.until(lambda: browser.text("#count") == "2 of 6 done")
-        browser.run("document.activeElement.blur()")  # no cursor that blinks
+        browser.run("document.activeElement.blur()")  # hides the blinking cursor
         picture = browser.screenshot()
     assert len(picture) < 80_000
     (ROOT / "docs" / "demo.png").write_bytes(picture)

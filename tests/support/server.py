@@ -1,4 +1,4 @@
-"""A real server of the project, as a user starts it."""
+"""A real server of the API, as a user starts it."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ FILES += ["routes", "hardening", "migrations", "pyproject.toml", ".env.example"]
 
 
 def copy_project(folder: Path) -> Path:
-    """The project as a fresh clone has it: without .env and database."""
+    """Copy the project like a fresh clone: without .env and database."""
     for name in FILES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)

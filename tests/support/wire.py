@@ -1,4 +1,4 @@
-"""A TCP proxy in front of the test database: it counts round trips, and can be slow, quiet or away."""
+"""A TCP proxy in front of the test database: it counts round trips, and can be slow, silent or down."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ class Wire:
     def __init__(self, host: str, port: int) -> None:
         self.target = (host, port)
         self.trips = 0
-        self.on_trip: Callable[[], object] = lambda: None  # called at the beginning of each
+        self.on_trip: Callable[[], object] = lambda: None  # called at the start of each
         self.delay = 0.0  # seconds, each way
         self.flowing = threading.Event()
         self.flowing.set()
@@ -26,11 +26,11 @@ class Wire:
                 near, _ = self.listener.accept()
                 try:
                     far = socket.create_connection(self.target)
-                except OSError:  # the server is down, and may come back
+                except OSError:  # the server is down, perhaps not for long
                     near.close()
                     continue
                 self.pairs.append((near, far))
-                last = ["server"]  # who sent something last
+                last = ["server"]  # the side that sent the last data
                 for source, sink, name in ((near, far, "client"), (far, near, "server")):
                     threading.Thread(target=self.pump, args=(source, sink, name, last), daemon=True).start()
 
@@ -38,7 +38,7 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(65536):
                 if name == "client" and last[0] == "server":
-                    self.trips += 1  # the client speaks after the server spoke
+                    self.trips += 1  # the client sends after the server has sent
                     self.on_trip()
                 last[0] = name
                 time.sleep(self.delay)
