@@ -50,7 +50,8 @@ async def decode_with_public_key(token: str) -> Claims:
     return decode(token, await key_ring.key_for(token), ALGORITHMS, settings.better_auth_origin)
 
 
-# Checking a signature is expensive, so it is done once for each token and key.
+# Checking a signature is expensive, so it is done once for each token and key. Without an origin, aud and iss
+# are not checked here.
 @lru_cache(maxsize=4096)
 def decode(token: str, key: str | jwt.PyJWK, algorithms: tuple[str, ...], origin: str | None) -> Claims:
     options = jwt.types.Options(require=["sub", "exp"], verify_aud=bool(origin))
@@ -105,11 +106,12 @@ def unauthorized(message: str) -> HTTPException:
     return HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
 
 
-# 3. The current user. From here to the end of the request, the session refuses a statement on a table with a
-# user_id that does not name this user, and adds the condition for all others. (`users` is exempt.)
+# 3. The current user. From here to the end of the request, a statement on tasks must name the owner, as in
+# Task.user_id == owner, or it is refused. The other tables in it that have a user_id get the same condition.
+# (`users` has none.)
 
 
-# A user with many requests waits for their own.
+# A user may have only a few requests at a time. The next ones wait for these.
 async def wait_for_turn(claims: ClaimsDep) -> AsyncIterator[None]:
     async with take_turn(claims["sub"]):
         yield
@@ -124,7 +126,8 @@ async def get_current_user(claims: ClaimsDep, _turn: Turn, session: SessionDep) 
         try:
             yield user  # the endpoint runs here
         except (exc.IntegrityError, exc.DataError):
-            if user.created_at:  # an account of ours; if it was deleted meanwhile, this is a 401
+            # A new row fails if its account was just deleted (hardening/leftovers.py): a 401, and not a bug.
+            if user.created_at:  # only accounts of our own have one
                 session.rollback()
                 await user_of(claims, session)
             raise

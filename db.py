@@ -11,26 +11,27 @@ from sqlmodel import Session, create_engine
 from hardening.database import POOL_SIZE, protect
 from hardening.settings import settings
 
-# AUTOCOMMIT: each statement is a transaction of its own. A task endpoint runs just one: so it is atomic, is
-# one round trip to the database, and works behind a pooler such as Neon's. Two statements are two
-# transactions: if the second one fails, the first one stays, and rollback() does not undo it. For both or
-# neither, see transaction() below.
+# AUTOCOMMIT: each statement is saved at once. A task endpoint runs just one: so it is atomic, is one round
+# trip to the database, and works behind a pooler such as Neon's. One commit() can be several statements, such
+# as two rows that you added: if the second one fails, the first one may stay, and rollback() does not undo
+# it. For all or nothing, see transaction() below.
 engine = create_engine(
     settings.database_url,
     isolation_level="AUTOCOMMIT",
     hide_parameters=True,  # no user data in logs
     pool_size=POOL_SIZE,
-    max_overflow=5,  # for /health, which must not wait; if the database is frozen, its checks hold some
+    max_overflow=5,  # more for /health, which must not wait: on a frozen database, earlier checks hold some
 )
 protect(engine)  # from slow statements, and from servers that are frozen or down
 
 
-# async def runs in the one thread that serves all requests. That is fine here: nothing waits, as a session
-# connects at its first statement. An endpoint that uses the session must be a plain def: FastAPI runs it in
-# another thread, so that other requests need not wait.
+# An endpoint that uses the session must be a plain def: FastAPI runs it in a thread of its own. An async def
+# would stop all other requests while it waits for the database. (This one may be async: a session connects at
+# its first statement, so nothing waits here.)
 async def get_session() -> AsyncIterator[Session]:
-    # expire_on_commit: a task can still be read after the commit. owner: None refuses every statement on a
-    # table with a user_id, until get_current_user sets the owner.
+    # expire_on_commit: a task can still be read after the commit. owner: until get_current_user sets it, the
+    # guard refuses select(Task) and all else on a table with a user_id. (It cannot see into text(), see
+    # hardening/isolation.py.)
     with Session(engine, expire_on_commit=False, info={"owner": None}) as session:
         yield session
 
@@ -39,11 +40,12 @@ async def get_session() -> AsyncIterator[Session]:
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
-# For an endpoint that needs two statements: all or nothing. An exception undoes them, an HTTPException too.
-# Meanwhile, commit() sends what was added, but does not end the transaction.
+# For an endpoint that needs two statements: all or nothing. An exception undoes them, an HTTPException too;
+# do not call rollback(). For a part that may fail, use another transaction() inside. Meanwhile, commit()
+# sends what was added, but does not end the transaction.
 @contextmanager
 def transaction(session: Session) -> Iterator[None]:
-    session.commit()  # returns the connection that the check of the token may have used
+    session.commit()  # sends what was added before, and returns the connection that was used for it
     bind = session.get_bind()
     if isinstance(bind, Connection):  # a transaction in a transaction
         with bind.begin_nested():
@@ -59,7 +61,7 @@ def transaction(session: Session) -> Iterator[None]:
         with connection.begin():
             if bind.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")  # until the end, nobody else writes
-            session.bind = connection
+            session.bind = connection  # all its statements now go through this connection
             try:
                 yield
                 session.commit()

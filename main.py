@@ -39,9 +39,9 @@ def create_app() -> FastAPI:
     if not settings.better_auth_url:  # without Better Auth, accounts of our own
         app.include_router(accounts.built_in)
         app.include_router(service.demo)
-    app.router.default = OtherSlash(app.router)
+    app.router.default = OtherSlash(app.router)  # what has no route: /tasks/ is answered like /tasks
 
-    cors = partial(
+    cors = partial(  # used twice: for responses, and below for exceptions
         CORSMiddleware,
         allow_origins=settings.cors_origins,
         allow_credentials=True,
@@ -57,12 +57,13 @@ def create_app() -> FastAPI:
     app.add_middleware(RedactedQuery)
 
     # FastAPI sends this response outside of the middlewares, and then raises the exception again: so that the
-    # server logs it and error trackers see it. Without the headers, browsers would report a CORS error.
+    # server logs it and error trackers see it. Without the headers, browsers would report a CORS error. (An
+    # exception ends the connection: hence `close`.)
     async def unexpected(_request: Request, _error: Exception) -> ASGIApp:
-        response = errors.error_response(500, headers={"Connection": "close"})  # as the server will do
+        response = errors.error_response(500, headers={"Connection": "close"})
         return cors(SecurityHeaders(response))
 
-    app.add_exception_handler(Exception, unexpected)  # type: ignore[arg-type]  # it is called like a response
+    app.add_exception_handler(Exception, unexpected)  # type: ignore[arg-type]  # an app may be a response
     return app
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
 BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite needs INTEGER for its ids
-# A migration must be able to name things, and SQLite gives no names. These are PostgreSQL's own.
+# A migration must be able to name indexes and constraints, and SQLite gives them no names. PostgreSQL does:
+# tasks_user_id_fkey, users_email_key. So these are the same.
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(column_0_label)s",
     "uq": "%(table_name)s_%(column_0_N_name)s_key",
@@ -25,10 +26,11 @@ def now() -> datetime:
 class Task(SQLModel, table=True):
     __tablename__ = "tasks"
     __table_args__ = (
-        # Lists are in this order by default. The indexes have it already, so the database need not sort.
+        # Lists are newest first by default. The database reads these indexes backwards, and need not sort.
         Index("ix_tasks_user_created", "user_id", "created_at", "id"),
         Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
-        # For foreign keys to (user_id, id), with which a row can belong to a task of the same user only.
+        # For tables of yours, such as comments: their foreign key to (user_id, id) lets nobody comment on the
+        # task of another user.
         Index("uq_tasks_user_id_id", "user_id", "id", unique=True),
         # Without this, SQLite may give the id of a deleted task to a new one.
         {"sqlite_autoincrement": True},
@@ -45,7 +47,7 @@ class Task(SQLModel, table=True):
 
 # PostgreSQL cannot store the NUL character, so the API accepts it for neither database.
 NO_NUL = r"^[^\x00]*$"
-# At least one character that is not a space. (min_length says so already; this tells generated clients.)
+# Not only spaces, and no NUL. (Titles are stripped and min_length is 1: this is for generated clients.)
 NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 Title = Annotated[
     str,
@@ -70,11 +72,11 @@ class TaskUpdate(TaskCreate):
     title: Title | MISSING = MISSING  # type: ignore[assignment]
 
     # Unknown fields are ignored (in development, the log names them), so that a client can send back a whole
-    # task. A body that has nothing but unknown fields is a 422.
+    # task. A body that has nothing but unknown fields is a 422. (An empty one is fine: it changes nothing.)
     @model_validator(mode="before")
     @classmethod
     def has_a_known_field(cls, body: object) -> object:
-        if isinstance(body, dict) and body and not body.keys() & cls.model_fields.keys():
+        if isinstance(body, dict) and body and cls.model_fields.keys().isdisjoint(body):
             known = {"known": ", ".join(cls.model_fields)}
             raise PydanticCustomError("unknown_fields", "Send at least one of: {known}", known)
         return body
@@ -113,8 +115,8 @@ Email = Annotated[
 PASSWORD = Field(schema_extra={"examples": ["correct horse"], "json_schema_extra": {"format": "password"}})
 
 
-# Passwords are used as typed, spaces included. A Secret never shows in a log or traceback. (Pydantic's
-# SecretStr would do the same, but complain that a short one "should have at least 8 items".)
+# Passwords are used as typed, spaces included. Once accepted, a Secret never shows in a log or traceback.
+# (Pydantic's SecretStr would do the same, but complain that a short one "should have at least 8 items".)
 Password = Annotated[Secret[Annotated[str, StringConstraints(max_length=1000)]], PASSWORD]
 NewPassword = Annotated[Secret[Annotated[str, StringConstraints(min_length=8, max_length=128)]], PASSWORD]
 

@@ -33,10 +33,11 @@ router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500
 built_in = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500, 503))
 
 SEVEN_DAYS = 604_800  # seconds; logout ends a token earlier, as each request checks it
-HASHING = "/hashing"  # not a user id: all who hash a password share these turns
+HASHING = "/hashing"  # in place of a user id: so three passwords are hashed at a time, for all users
 
 
-# Each attempt is counted first, and then waits for its turn: too many get their 429 without waiting.
+# Each takes the body or the token, and passes it on to the endpoint. An attempt is counted first, and then
+# waits for its turn: so too many get their 429 without waiting.
 
 
 async def limit_register(account: NewAccount, request: Request) -> AsyncIterator[NewAccount]:
@@ -49,8 +50,8 @@ async def limit_login(credentials: Credentials, request: Request) -> AsyncIterat
         yield credentials
 
 
-# For a user who has a token, and must give the password as well. (The user's own turn is not taken: requests
-# that hold one turn and wait for another could wait for each other.)
+# For a user who has a token, and must give the password as well. (It takes no turn of the user: requests that
+# hold one kind of turn and wait for another could block each other for ever.)
 async def limit_password(claims: ClaimsDep, request: Request) -> AsyncIterator[Claims]:
     if claims.get("iss") != ISSUER:
         raise not_our_token()
@@ -77,8 +78,8 @@ def register(account: LimitedRegister, session: SessionDep) -> Registered:
     # This only saves an expensive hash: the unique column prevents duplicates, see IntegrityError.
     if session.exec(select(User.id).where(User.email == account.email)).first():
         raise taken
-    phc = hash_password(account.password.get_secret_value())
-    user = User(id=secrets.token_hex(16), email=account.email, password_hash=phc, created_at=now())
+    password_hash = hash_password(account.password.get_secret_value())
+    user = User(id=secrets.token_hex(16), email=account.email, password_hash=password_hash, created_at=now())
     session.add(user)
     try:
         session.commit()
@@ -93,8 +94,8 @@ def register(account: LimitedRegister, session: SessionDep) -> Registered:
 def login(credentials: LimitedLogin, session: SessionDep) -> Login:
     """Get a token. It is good for seven days, or until you log out."""
     user = session.exec(select(User).where(User.email == credentials.email)).first()
-    phc = user.password_hash if user else DUMMY_HASH  # so that an unknown email takes as long
-    if not password_matches(credentials.password.get_secret_value(), phc) or user is None:
+    password_hash = user.password_hash if user else DUMMY_HASH  # so that an unknown email takes as long
+    if not password_matches(credentials.password.get_secret_value(), password_hash) or user is None:
         raise unauthorized("Wrong email or password")
     return login_of(user)
 
@@ -121,9 +122,10 @@ def logout(user: CurrentUser, session: SessionDep) -> None:
 def change_password(claims: LimitedClaims, session: SessionDep, passwords: PasswordChange) -> Login:
     """All your tokens are revoked, and you get a new one as from login."""
     account = account_with_password(claims, session, passwords.password)
-    phc, generation = hash_password(passwords.new_password.get_secret_value()), account.token_generation
+    password_hash = hash_password(passwords.new_password.get_secret_value())
+    generation = account.token_generation
     same = (col(User.id) == account.id, col(User.token_generation) == generation)
-    statement = update(User).where(*same).values(password_hash=phc, token_generation=generation + 1)
+    statement = update(User).where(*same).values(password_hash=password_hash, token_generation=generation + 1)
     options = {"populate_existing": True}
     changed = session.exec(statement.returning(User), execution_options=options).scalar_one_or_none()
     session.commit()
@@ -144,10 +146,11 @@ def delete_account(claims: LimitedClaims, session: SessionDep, proof: AccountDel
     """Your account and everything in it are deleted for ever."""
     account_with_password(claims, session, proof.password)
     with transaction(session):
-        account = account_of(claims, session, lock=True)
-        for table in reversed(SQLModel.metadata.sorted_tables):
+        account = account_of(claims, session, lock=True)  # again: a moment ago it was not locked
+        for table in reversed(SQLModel.metadata.sorted_tables):  # children before their parents
             if "user_id" in table.c:
                 rows = delete(table).where(table.c.user_id == account.id)
+                # all_users: the guard knows no owner here, and would refuse. The where() is ours to write.
                 session.exec(rows, execution_options={"all_users": True})
         session.exec(delete(User).where(col(User.id) == account.id))
 

@@ -93,7 +93,7 @@ class StatementRefusedError(Exception):
 async def database_error(request: Request, error: exc.DBAPIError) -> JSONResponse:
     if not is_bug(error):
         return await unavailable(request, error)
-    # The database's own message may quote a user's data, so the log gets this one, with the same traceback.
+    # A 500, see main.py. The database's own message may quote a user's data, so the log gets another one.
     raise StatementRefusedError(describe(error)).with_traceback(error.__traceback__) from None
 
 

@@ -27,7 +27,8 @@ async def root() -> dict[str, str]:
 # Reads a whole task: so a forgotten migration is noticed, too.
 def check_database() -> int:
     try:
-        with Session(engine, info={"owner": None}) as session:  # guarded, like the sessions of requests
+        with Session(engine, info={"owner": None}) as session:
+            # all_users: the task of any user will do.
             session.exec(select(Task).limit(1), execution_options={"all_users": True}).first()
     except (SQLAlchemyError, OSError) as error:
         logger.error("/health: %s", describe(error))

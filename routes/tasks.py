@@ -54,12 +54,14 @@ def create_task(
 
 
 # Tutorials get a task, change it and save it. Here the database does all of that in one statement, UPDATE or
-# DELETE ... RETURNING, and nothing can happen in between. populate_existing: a task that the session has
-# loaded before gets the new values, too; so SQLAlchemy need not work them out (synchronize_session).
+# DELETE ... RETURNING, and nothing can happen in between.
 def write(session: Session, statement: UpdateBase) -> Task:
-    options = {"populate_existing": True, "synchronize_session": False}
+    options = {
+        "populate_existing": True,  # a task that was loaded before gets the new values from RETURNING
+        "synchronize_session": False,  # so SQLAlchemy need not compute them itself
+    }
     task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
-    session.commit()  # AUTOCOMMIT has saved it already; the plain session of a test does it here
+    session.commit()  # AUTOCOMMIT has saved it already, but a test may bring a plain session
     return task_or_404(task)
 
 
@@ -118,12 +120,13 @@ def list_tasks(
 ) -> Sequence[Task]:
     """Your tasks, newest first unless you sort them. The `Link` header has the next and the previous page."""
     statement = select(Task).where(Task.user_id == owner)
+    if status != "all":
+        wanted = status == "completed"
+        if completed not in (None, wanted):
+            raise invalid("query", "status", "Status contradicts completed")
+        completed = wanted
     if completed is not None:
         statement = statement.where(Task.completed == completed)
-    if status != "all":
-        if completed is not None and completed != (status == "completed"):
-            raise invalid("query", "status", "Status contradicts completed")
-        statement = statement.where(Task.completed == (status == "completed"))
     if search:
         in_title = col(Task.title).icontains(search, autoescape=True)
         in_description = col(Task.description).icontains(search, autoescape=True)
