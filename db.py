@@ -48,12 +48,8 @@ def transaction(session: Session) -> Iterator[None]:
     session.commit()  # sends what was added before, and returns the connection that was used for it
     bind = session.get_bind()
     if isinstance(bind, Connection):  # a transaction in a transaction
-        with bind.begin_nested():
-            try:
-                yield
-                session.commit()
-            finally:
-                session.rollback()  # what the session has begun ends first
+        with bind.begin_nested(), all_or_nothing(session):
+            yield
         return
     with bind.connect() as connection:
         if bind.dialect.name == "postgresql":
@@ -63,8 +59,18 @@ def transaction(session: Session) -> Iterator[None]:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")  # until the end, nobody else writes
             session.bind = connection  # all its statements now go through this connection
             try:
-                yield
-                session.commit()
+                with all_or_nothing(session):
+                    yield
             finally:
-                session.rollback()
                 session.bind = bind
+
+
+@contextmanager
+def all_or_nothing(session: Session) -> Iterator[None]:
+    try:
+        yield
+        session.commit()
+    except BaseException:
+        session.rollback()
+        session.expire_all()  # what was loaded may be undone: it is loaded again when it is read
+        raise

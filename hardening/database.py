@@ -51,6 +51,8 @@ def is_readable(handle: socket.socket) -> bool:
 # PostgreSQL cancels a slow statement itself, if told to. We say so in the same message, which is one
 # transaction: it costs no round trip and affects only this statement.
 def add_time_limit(_connection: object, cursor: Any, sql: str, values: Any, *_: object) -> tuple[str, Any]:
+    if sql.startswith("ROLLBACK TO"):  # a failed transaction accepts nothing else
+        return sql, values
     limit = f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}"
     if cursor.name:  # rows in parts: psycopg2 puts a DECLARE before the statement, so the limit goes ahead
         with cursor.connection.cursor() as another:

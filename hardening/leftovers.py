@@ -44,7 +44,7 @@ def lock_account(
 ) -> tuple[str, Any]:
     account = context.execution_options.get("account")
     if account and context.isinsert:
-        locked = "SELECT FROM users WHERE id = %(account)s FOR KEY SHARE"
+        locked = "SELECT FROM users WHERE id = %(__account)s FOR KEY SHARE"
         sql = f"SELECT 1 / count(*) FROM ({locked}) AS locked; {sql}"  # noqa: S608  (no input)
-        values |= {"account": account}
+        values |= {"__account": account}  # no column has this name
     return sql, values

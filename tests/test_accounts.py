@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi.testclient import TestClient
 from limits import parse
 from sqlalchemy import Column, ForeignKey, String, Table, event, exc
-from sqlmodel import Session, SQLModel, delete, select
+from sqlalchemy.orm import registry
+from sqlmodel import Field, Session, SQLModel, delete, select
 
 import db
 from hardening import guesses
@@ -494,6 +495,26 @@ def test_task_that_is_created_while_its_account_is_deleted_is_refused(ann: Accou
         deleted.set()
         event.remove(Session, "before_flush", wait)
     assert count_tasks(ann) == 0
+
+
+def test_a_table_may_have_a_column_called_account(ann: Account) -> None:
+    class Model(SQLModel, registry=registry()):
+        """Has a metadata of its own: the app does not know this table."""
+
+    class Payment(Model, table=True):
+        id: int | None = Field(default=None, primary_key=True)
+        user_id: str
+        account: str
+
+    Payment.metadata.create_all(db.engine)
+    try:
+        with Session(db.engine) as session:
+            need_account(session, ann.id)
+            session.add(Payment(user_id=ann.id, account="savings"))
+            session.commit()
+            assert session.exec(select(Payment.account)).all() == ["savings"]
+    finally:
+        Payment.metadata.drop_all(db.engine)
 
 
 @pytest.mark.slow

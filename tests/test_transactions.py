@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 from fastapi import APIRouter, HTTPException
 from fastapi.testclient import TestClient
+from sqlalchemy import exc
 from sqlmodel import Session, col, select, update
 
 import db
@@ -119,3 +120,22 @@ def test_nested_transaction_can_be_undone_without_the_outer_one(
         if outer_fails:
             fail()
     assert user.titles("?sort=created_at") == titles
+
+
+def test_part_that_fails_in_the_database_can_be_undone_alone(user: UserClient, session: Session) -> None:
+    task = user.create("a")
+    with transaction(session):
+        rename(session, task["id"], "b")
+        with suppress(exc.IntegrityError), transaction(session):
+            session.add(Task(id=task["id"], user_id=user.user_id, title="the same id"))
+        session.add(Task(user_id=user.user_id, title="c"))
+    assert user.titles("?sort=title") == ["b", "c"]
+
+
+def test_object_shows_what_is_saved_after_an_exception(user: UserClient, session: Session) -> None:
+    task = session.get_one(Task, user.create("first")["id"])
+    with suppress(RuntimeError), transaction(session):
+        task.title = "second"
+        session.commit()
+        fail()
+    assert task.title == "first"
