@@ -42,9 +42,9 @@ def check_socket(connection: watchdog.Connection, entry: pool.ConnectionPoolEntr
 
 def is_readable(handle: socket.socket) -> bool:
     try:
-        handle.recv(1, socket.MSG_PEEK)
+        handle.recv(1, socket.MSG_PEEK)  # looks, and takes nothing
     except OSError as error:
-        return not isinstance(error, BlockingIOError)
+        return not isinstance(error, BlockingIOError)  # which means: nothing to read, the connection is open
     return True
 
 
@@ -54,7 +54,9 @@ def add_time_limit(_connection: object, cursor: Any, sql: str, values: Any, *_: 
     if sql.startswith("ROLLBACK TO"):  # a failed transaction accepts nothing else
         return sql, values
     limit = f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}"
-    if cursor.name:  # rows in parts: psycopg2 puts a DECLARE before the statement, so the limit goes ahead
+    if (
+        cursor.name
+    ):  # for rows in parts, psycopg2 puts a DECLARE before the statement: so the limit goes ahead
         with cursor.connection.cursor() as another:
             another.execute(limit)
         return sql, values

@@ -22,8 +22,8 @@ def ensure_secret(settings: Settings, file: Path = ENV_FILE) -> None:
     settings.better_auth_secret = secret
 
 
-# Workers may start together. Only one of them can make the folder: it writes the file in there, and moves it
-# out when it is complete. The others wait. (A hard link would need no waiting, but exFAT has none.)
+# Workers may start together. The folder is a lock: mkdir fails if another worker has created it. The one that
+# has it writes the file in there, and moves it out when it is complete. The others wait.
 def create_env_file(file: Path, secret: str) -> None:
     folder = file.with_name(".env.new")
     deadline = time.monotonic() + 10  # seconds

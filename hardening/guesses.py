@@ -39,8 +39,8 @@ def password_matches(password: str, phc: str) -> bool:
 # No password has this hash. It is checked when the email is unknown: that takes as long as a wrong password.
 DUMMY_HASH = f"$argon2id$v=19$m=19456,t=2,p=1${'A' * 22}${'A' * 43}"
 
-# An account may be tried ten times as often as a client. So guessing from many places stays hopeless, and no
-# single client, which is refused much earlier, can lock the account's owner out.
+# By default 10 guesses a minute for a client, and 100 for an account, by all clients together: so guessing
+# from many places stays hopeless, and no single client can lock the account's owner out.
 ACCOUNT_FACTOR = 10
 
 Count = tuple[RateLimitItem, str, str, str]
@@ -56,11 +56,11 @@ async def limited(
     counts: list[Count] = [(limit, action, "client", network(request)), (loose, action, "account", account)]
     with short_wait():
         window_ends = await to_thread.run_sync(add, counts, limiter=own_threads)
-    must_count = success_counts
+    must_count = success_counts  # a success counts or not, a wrong password does, an outage does not
     try:
         yield
     except Exception as error:
-        must_count = isinstance(error, HTTPException)  # a wrong password counts, an outage does not
+        must_count = isinstance(error, HTTPException)
         raise
     finally:
         if not must_count:
@@ -82,7 +82,7 @@ def add(counts: list[Count]) -> list[float]:
 
 def subtract(counts: list[Count], window_ends: list[float]) -> None:
     for count, end in zip(counts, window_ends, strict=True):
-        if time.time() < end - 1:  # else the next window may have begun. (Redis rounds to seconds.)
+        if time.time() < end - 1:  # else the next minute may have begun, with a count of its own
             settings.rate_limit_storage.hit(*count, cost=-1)
 
 

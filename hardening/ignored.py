@@ -36,8 +36,9 @@ class LogIgnored:
         path, parameters, fields = self.accepted[id(route)]
         for name in request.query_params.keys() - parameters:
             self.log(f"{request.method} {path}", name, "a parameter")
-        for name in await names_in_body(request) - fields if fields else ():
-            self.log(f"{request.method} {path}", name, "a field")
+        if fields:
+            for name in await names_in_body(request) - fields:
+                self.log(f"{request.method} {path}", name, "a field")
 
     def log(self, operation: str, name: str, kind: str) -> None:
         line = f"{operation}: {json.dumps(name[:50])} is not {kind} and was ignored"

@@ -5,10 +5,10 @@ table in the statement that has a `user_id`, and to what SQLAlchemy sends by its
 relationships. A new row needs `user_id=owner`. For the rows of all users, say so:
 `execution_options={"all_users": True}`.
 
-Refused on tables with a `user_id`: insert() and upserts, a new user_id in an UPDATE, and SQL in strings.
-Not checked: a Session(engine) of your own, session.connection(), bulk_ methods, a statement that names its
-tables in strings alone, such as text(), DDL, new rows of a class that calls its user_id something else, and a
-row that all_users has loaded, until you change it."""
+Refused on tables with a `user_id`: insert() and upserts, a new user_id in an UPDATE, and SQL in strings, such
+as text(), beside them. Not checked: a statement that is all text(), a Session(engine) of your own,
+session.connection(), bulk_ methods, DDL, new rows of a class that calls its user_id something else, and a row
+that all_users has loaded, until you change it."""
 
 # ruff: noqa: SLF001  (some parts of SQLAlchemy have no public name; without them nothing is sent)
 
@@ -146,8 +146,9 @@ def forget_mappers(*_: object) -> None:
         remembered.cache_clear()
 
 
-# 2. While SQLAlchemy writes the SQL: a table that no condition reached is read through a subquery with it.
-# Such are the link table of a many-to-many relationship, a FULL JOIN, and a table without its class.
+# 2. While SQLAlchemy writes the SQL: a table that no condition reached is read through a subquery with it, as
+# in `FROM (SELECT * FROM tasks WHERE user_id = 'ann') AS tasks`. Such are the link table of a many-to-many
+# relationship, a FULL JOIN, and a table without its class.
 
 
 # SQLAlchemy calls this to write a table. compiler.stack has the statement first, then the subqueries around
@@ -240,7 +241,7 @@ def check_row(mapper: Mapper[Any], _connection: object, row: Any) -> None:
     state = sa.inspect(row)
     if "owner" in state.session.info and "user_id" in mapper.columns:
         owner, history = state.session.info["owner"], state.attrs.user_id.history
-        is_changed = history.added if state.key else history.deleted
+        is_changed = history.added if state.key else history.deleted  # of a new row: set a second time
         if owner is None or row.user_id != owner or is_changed:
             raise OwnerMissingError(f"{mapper.local_table}: a row must have user_id=owner, and keep it")
 

@@ -36,8 +36,8 @@ class KeyRing:
         if kid in self.keys and self.fetching.locked():
             return self.keys[kid]  # another request is already refreshing the list; until then use this one
         if self.needs_fetch(kid):
-            async with self.fetching:  # all requests that need a key share one response,
-                if self.needs_fetch(kid):  # and find it now
+            async with self.fetching:  # all requests that need a key wait for one response,
+                if self.needs_fetch(kid):  # and those that have waited find the key
                     await self.fetch(kid)
         if kid in self.keys:
             return self.keys[kid]
@@ -63,7 +63,7 @@ class KeyRing:
             logger.error("No keys from %s: %r", self.url, error)
             self.failed = True
         # After a fetch that found the key, the next may follow at once, so a rotated key works on first use.
-        # A fetch without it may be anyone's doing: pause.
+        # After one without it, pause: anyone can send tokens with keys that do not exist.
         if self.failed or kid not in self.keys:
             self.paused_until = time.monotonic() + self.PAUSE
 

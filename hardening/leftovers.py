@@ -22,7 +22,7 @@ def name_account(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
     account = account_for(mapper, row)
     if account and connection.dialect.name == "postgresql":
         connection.execution_options(account=account)
-    elif account:  # SQLite takes one statement at a time, and lets nobody else write meanwhile
+    elif account:  # NULL if the account is gone, which the column refuses. (On SQLite, only one can write.)
         row.user_id = select(users.c.id).where(users.c.id == account).scalar_subquery()
 
 
@@ -45,6 +45,7 @@ def lock_account(
     account = context.execution_options.get("account")
     if account and context.isinsert:
         locked = "SELECT FROM users WHERE id = %(__account)s FOR KEY SHARE"
+        # A division by zero if the account is gone.
         sql = f"SELECT 1 / count(*) FROM ({locked}) AS locked; {sql}"  # noqa: S608  (no input)
         values |= {"__account": account}  # no column has this name
     return sql, values

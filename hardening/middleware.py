@@ -18,7 +18,8 @@ class Middleware:
         self.app = app
 
 
-# FastAPI's max_body_size would refuse without our error format and without CORS headers.
+# FastAPI's max_body_size would refuse without our error format and without CORS headers. This raises an
+# exception where the endpoint's body is read, so it is handled like one of the endpoint.
 class BodyLimit(Middleware):
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         super().__init__(app)
@@ -87,8 +88,8 @@ class LogRefusedOrigins(Middleware):
         await self.app(scope, receive, send_and_log if scope.get("method") == "OPTIONS" else send)
 
 
-# What the router does with a path that no route has: it tries /tasks/ as /tasks, and /tags as /tags/. (It
-# would redirect instead, to whatever host the client has named.)
+# For a path that no route has: /tasks/ is tried as /tasks, and /tags as /tags/. (Starlette would redirect the
+# client instead, to whatever host that has named.)
 class OtherSlash:
     def __init__(self, router: Router) -> None:
         self.router, self.not_found = router, router.default

@@ -76,7 +76,7 @@ def load(file: Path = ENV_FILE) -> Settings:
         return Settings.model_validate(dict(os.environ))
     except ValidationError as error:
         first = error.errors()[0]
-        variable = [str(name) for name in first["loc"][:1]]
+        variable = [str(name) for name in first["loc"][:1]]  # none for check_and_complete, whose text has it
         refuse_to_start(": ".join([*variable, first["msg"].removeprefix("Value error, ")]))
     except ValueError:
         refuse_to_start(".env is not UTF-8 text (PowerShell's > writes UTF-16)")

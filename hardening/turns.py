@@ -13,7 +13,7 @@ from hardening.watchdog import RESPONSE_TIMEOUT
 
 # A request waits for its turn first; meanwhile it holds no connection and no thread.
 all_turns = asyncio.Semaphore(POOL_SIZE)
-# A user has at most a third of the turns. The entry vanishes with the user's last request.
+# A user has at most a third of the turns. A weak dictionary drops the entry with the user's last request.
 each_user: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
 

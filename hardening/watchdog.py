@@ -17,7 +17,7 @@ RESPONSE_TIMEOUT = 5.0  # seconds without a response until the connection is clo
 
 waiting_since: dict[socket.socket, float] = {}  # the connections that wait for the server right now
 # While the watchdog holds this lock, no wait can end: so it never closes a connection that just became idle.
-# Reentrant, as a garbage collection may close other connections meanwhile.
+# An RLock, since a garbage collection in the same thread may close other connections meanwhile.
 lock = threading.RLock()
 
 
