@@ -21,12 +21,13 @@ from routes import accounts, errors, service, tasks
 
 
 def create_app() -> FastAPI:
+    in_development = settings.environment == "development"
     app = FastAPIOffline(  # FastAPI, whose /docs need no other server
         title="Todo API",
         version="1.0.0",
-        description=describe(),
+        description=first_steps(),
         lifespan=lifespan,
-        dependencies=[Depends(LogIgnored())] if settings.environment == "development" else [],
+        dependencies=[Depends(LogIgnored())] if in_development else [],
         exception_handlers=errors.HANDLERS,
         telemetry=TELEMETRY,
         redirect_slashes=False,
@@ -80,7 +81,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
 
 
 # What /docs shows at the top.
-def describe() -> str:
+def first_steps() -> str:
     first_step = "*Create an account* or *Log in*: the response has an access_token."
     if url := settings.better_auth_url:
         first_step = f"Sign in at <{settings.better_auth_origin}>; then <{url}/token> shows your token."

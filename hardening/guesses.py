@@ -56,16 +56,20 @@ async def limited(
     counts: list[Count] = [(limit, action, "client", network(request)), (loose, action, "account", account)]
     with short_wait():
         window_ends = await to_thread.run_sync(add, counts, limiter=own_threads)
-    must_count = success_counts  # a success counts or not, a wrong password does, an outage does not
     try:
         yield
-    except Exception as error:
-        must_count = isinstance(error, HTTPException)
+    except HTTPException:
+        raise  # a wrong password counts
+    except Exception:
+        await take_back(counts, window_ends)  # an outage does not
         raise
-    finally:
-        if not must_count:
-            with short_wait():
-                await to_thread.run_sync(subtract, counts, window_ends, limiter=own_threads)
+    if not success_counts:
+        await take_back(counts, window_ends)
+
+
+async def take_back(counts: list[Count], window_ends: list[float]) -> None:
+    with short_wait():
+        await to_thread.run_sync(subtract, counts, window_ends, limiter=own_threads)
 
 
 def add(counts: list[Count]) -> list[float]:

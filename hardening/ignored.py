@@ -34,11 +34,12 @@ class LogIgnored:
         if id(route) not in self.accepted:
             self.accepted[id(route)] = accepted_by(route, request.app)
         path, parameters, fields = self.accepted[id(route)]
+        operation = f"{request.method} {path}"
         for name in request.query_params.keys() - parameters:
-            self.log(f"{request.method} {path}", name, "a parameter")
+            self.log(operation, name, "a parameter")
         if fields:
             for name in await names_in_body(request) - fields:
-                self.log(f"{request.method} {path}", name, "a field")
+                self.log(operation, name, "a field")
 
     def log(self, operation: str, name: str, kind: str) -> None:
         line = f"{operation}: {json.dumps(name[:50])} is not {kind} and was ignored"

@@ -27,7 +27,7 @@ from sqlalchemy.sql import operators, selectable, visitors
 # The database gets the owner as a parameter of each statement. The variable is for SQLAlchemy itself, which
 # checks in Python which of the loaded rows an update() changes.
 current_owner: ContextVar[str | None] = ContextVar("current_owner", default=None)
-OWNER = sa.bindparam("current_owner", callable_=current_owner.get, type_=sa.String())
+OWNER = sa.bindparam("__owner", callable_=current_owner.get, type_=sa.String())
 
 
 class OwnerMissingError(Exception):
@@ -57,11 +57,10 @@ guarded_sql: sa.util.LRUCache[Any, Any] = sa.util.LRUCache(1000)
 def add_conditions(state: ORMExecuteState) -> None:
     statement: Any = state.statement
     parameters = state.parameters or {}
-    is_guarded = "owner" in state.session.info and state.execution_options.get("all_users") is not True
-    if not is_guarded:
+    if "owner" not in state.session.info or state.execution_options.get("all_users") is True:
         return
     owner = state.session.info["owner"]
-    is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names(owner, statement, parameters)
+    is_named = state.is_insert or is_sent_by_sqlalchemy(state) or names_owner(owner, statement, parameters)
     if owner is None or not is_named:
         for table in owned_tables(statement):
             columns = classes().get(table.name, f"{table}.c")
@@ -96,7 +95,7 @@ def is_sent_by_sqlalchemy(state: ORMExecuteState) -> bool:
 
 
 # Does it compare a user_id with the owner? Where, does not matter: the conditions are added in any case.
-def names(owner: str, statement: Any, parameters: Any) -> bool:
+def names_owner(owner: str, statement: Any, parameters: Any) -> bool:
     for part in visitors.iterate(statement):
         if isinstance(part, sa.BinaryExpression) and part.operator in (operators.eq, operators.in_op):
             for column, value in ((part.left, part.right), (part.right, part.left)):
@@ -151,32 +150,37 @@ def forget_mappers(*_: object) -> None:
 # relationship, a FULL JOIN, and a table without its class.
 
 
-# SQLAlchemy calls this to write a table. compiler.stack has the statement first, then the subqueries around
-# the table, the nearest last. asfrom: the table is read or changed there, and not just named as in FOR UPDATE
-# OF. enclosing_alias: the alias that it gets, as in `tasks AS t`.
+# SQLAlchemy calls this to write a table. compiler.stack has the statements that it is writing: the whole one
+# first, and last the SELECT, UPDATE or DELETE with this table. asfrom: rows come from the table here, as they
+# do not in FOR UPDATE OF. enclosing_alias: the AS around it, of the table or of a subquery that has it.
 @compiles(sa.Table)
 @compiles(sa.TableClause)
 def write_table(table: Any, compiler: Any, **options: Any) -> str:
     sql = str(compiler.visit_table(table, **options))
     if not (compiler.execution_options.get("is_guarded") and options.get("asfrom") and is_owned(table)):
         return sql
-    whole, part = compiler.stack[0]["selectable"], compiler.stack[-1]
+    check_whole(compiler.stack[0]["selectable"], table)
+    part = compiler.stack[-1]
+    statement = part["selectable"]
+    alias = options.get("enclosing_alias")
+    source = alias if alias is not None and is_same(alias.element, table) else table
+    is_filtered = any(is_same(column.table, source) for column in owner_columns(part))
+    if isinstance(statement, sa.UpdateBase) and is_same(statement.table, source):
+        check_target(statement, compiler, is_filtered=is_filtered)
+        return sql
+    if is_filtered:
+        return sql
+    sql = f"(SELECT * FROM {sql} WHERE user_id = {compiler.process(OWNER)})"  # noqa: S608  (names, no input)
+    return sql if source is alias else f"{sql} AS {compiler.preparer.quote(table.name)}"
+
+
+def check_whole(statement: Any, table: Any) -> None:
     if "user_id" not in table.c:  # a second description of it, or the table of a subclass
         raise OwnerMissingError(f"{table}: it needs a column user_id of its own")
-    if isinstance(whole, sa.Insert):
+    if isinstance(statement, sa.Insert):
         raise OwnerMissingError(f"{table}: in place of insert(), select first, then use session.add()")
-    if any(map(is_in_a_string, visitors.iterate(whole))):
+    if any(map(is_in_a_string, visitors.iterate(statement))):
         raise OwnerMissingError(f"{table}: SQL in a string, such as text(), cannot be checked beside it")
-    alias = options.get("enclosing_alias")
-    is_alias = alias is not None and is_same(alias.element, table)
-    is_filtered = any(is_same(column.table, alias if is_alias else table) for column in owner_columns(part))
-    is_target = isinstance(part["selectable"], sa.UpdateBase) and is_same(part["selectable"].table, table)
-    if is_target and not is_alias:
-        check_target(part["selectable"], compiler, is_filtered=is_filtered)
-    elif not is_filtered:
-        sql = f"(SELECT * FROM {sql} WHERE user_id = {compiler.process(OWNER)})"  # noqa: S608  (names, no input)
-        sql += "" if is_alias else f" AS {compiler.preparer.quote(table.name)}"
-    return sql
 
 
 def check_target(statement: Any, compiler: Any, *, is_filtered: bool) -> None:
@@ -185,8 +189,8 @@ def check_target(statement: Any, compiler: Any, *, is_filtered: bool) -> None:
         a_class = classes().get(table.name, "which it does not have")
         raise OwnerMissingError(f"{table}: update() and delete() need its class, {a_class}")
     if isinstance(statement, sa.Update):
-        names_of_values = [getattr(column, "key", column) for column in statement._values or ()]
-        if "user_id" in [*names_of_values, *(compiler.column_keys or ())]:
+        columns = [getattr(column, "key", column) for column in statement._values or ()]
+        if "user_id" in [*columns, *(compiler.column_keys or ())]:
             raise OwnerMissingError(f"{table}: an update() does not set the user_id: leave it out")
 
 

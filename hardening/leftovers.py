@@ -37,7 +37,8 @@ def account_for(mapper: Mapper[Any], row: object) -> str | None:
     return session.info.get("account") if session and "user_id" in mapper.columns else None
 
 
-# PostgreSQL takes several statements in one message, and treats them as one transaction.
+# PostgreSQL takes several statements in one message, and treats them as one transaction. (A subquery as the
+# value, as on SQLite, would take one statement for each row, and Citus refuses it.)
 @event.listens_for(Engine, "before_cursor_execute", retval=True)
 def lock_account(
     _connection: Connection, _cursor: object, sql: str, values: Any, context: Any, _: object

@@ -9,7 +9,7 @@ import jwt
 from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import Secret
 from sqlalchemy import exc
-from sqlmodel import Session, SQLModel, col, delete, select, update
+from sqlmodel import Session, SQLModel, and_, col, delete, select, update
 
 from auth import ISSUER, Claims, ClaimsDep, CurrentUser, account_of, revoked, unauthorized
 from db import SessionDep, transaction
@@ -122,12 +122,14 @@ def logout(user: CurrentUser, session: SessionDep) -> None:
 def change_password(claims: LimitedClaims, session: SessionDep, passwords: PasswordChange) -> Login:
     """All your tokens are revoked, and you get a new one as from login."""
     account = account_with_password(claims, session, passwords.password)
-    password_hash = hash_password(passwords.new_password.get_secret_value())
     generation = account.token_generation
-    same = (col(User.id) == account.id, col(User.token_generation) == generation)
-    statement = update(User).where(*same).values(password_hash=password_hash, token_generation=generation + 1)
-    options = {"populate_existing": True}
-    changed = session.exec(statement.returning(User), execution_options=options).scalar_one_or_none()
+    values = {
+        "password_hash": hash_password(passwords.new_password.get_secret_value()),
+        "token_generation": generation + 1,
+    }
+    unchanged = and_(col(User.id) == account.id, col(User.token_generation) == generation)
+    statement = update(User).where(unchanged).values(**values).returning(User)
+    changed = session.exec(statement, execution_options={"populate_existing": True}).scalar_one_or_none()
     session.commit()
     if changed is None:  # another request has logged out, or changed the password, meanwhile
         raise revoked()

@@ -103,8 +103,9 @@ async def os_error(request: Request, error: OSError) -> JSONResponse:
     return await unavailable(request, error)
 
 
-async def owner_missing(_request: Request, error: OwnerMissingError) -> JSONResponse:
-    logger.error(describe(error))  # which says all that one needs to find the statement
+async def owner_missing(request: Request, error: OwnerMissingError) -> JSONResponse:
+    endpoint = request.scope["endpoint"]
+    logger.error("%s.%s: %s", endpoint.__module__, endpoint.__name__, describe(error))
     return error_response(500)
 
 

@@ -118,7 +118,7 @@ def test_missing_owner_is_a_500_and_one_line(caplog: pytest.LogCaptureFixture) -
     with TestClient(app) as client:
         check_error(client.get("/all"), 500, "internal_error")
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.getMessage().startswith("OwnerMissingError: tasks")
+    assert record.getMessage().startswith("tests.test_errors.everybodys_tasks: OwnerMissingError: tasks")
     assert "\n" not in record.getMessage()
     assert record.exc_info is None
 

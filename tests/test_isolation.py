@@ -296,6 +296,9 @@ SCOPED: dict[str, Case] = {
     "page": lambda s: s.exec(select(Task).where(mine).order_by(Task.title).offset(0).limit(9)),
     "group": lambda s: s.exec(select(Task.title, func.count()).where(mine).group_by(Task.title)),
     "locked": lambda s: s.exec(select(Task).where(mine).with_for_update()),
+    "locked, of one table": lambda s: s.execute(
+        sa.select(TASKS.c.title).where(TASKS.c.user_id == ANN).with_for_update(of=TASKS)
+    ),
     "Table": lambda s: s.execute(sa.select(TASKS).where(TASKS.c.user_id == ANN)),
     "alias": lambda s: s.exec(select(Other).where(Other.user_id == ANN)),
     "table and alias": lambda s: s.exec(
@@ -485,17 +488,23 @@ SCOPED: dict[str, Case] = {
     "union of two tables": lambda s: s.exec(union(my_tasks, select(Tag.id).where(my_tags))),
     "except": lambda s: s.exec(select(Tag.name).where(my_tags).except_(select(Label.name))),
     "parameter of the guard": lambda s: s.execute(
-        select(Task).where(or_(mine, Task.id == 2)), {"current_owner": BOB}
+        select(Task).where(or_(mine, Task.id == 2)), {"__owner": BOB}
     ),
     "parameter of the guard in the statement": lambda s: s.execute(
-        select(Task).where(or_(mine, col(Task.user_id) == bindparam("current_owner", BOB)))
+        select(Task).where(or_(mine, col(Task.user_id) == bindparam("__owner", BOB)))
     ),
     "parameter of the guard in or_": lambda s: s.execute(
         sa.select(TASKS.c.title).where(
-            or_(TASKS.c.user_id == ANN, TASKS.c.user_id == bindparam("current_owner", ANN), TASKS.c.id == 2)
+            or_(TASKS.c.user_id == ANN, TASKS.c.user_id == bindparam("__owner", ANN), TASKS.c.id == 2)
         )
     ),
     "parameter": lambda s: s.execute(select(Task).where(col(Task.user_id) == bindparam("x")), {"x": ANN}),
+    "grouped by the primary keys of two tables": lambda s: s.exec(
+        select(Task.title, Tag.name, func.count())
+        .join(Tag, col(Tag.task_id) == Task.id)
+        .where(mine)
+        .group_by(col(Task.id), col(Tag.id))
+    ),
     "grouped by the primary key": lambda s: s.exec(
         select(Task.title, func.count(col(Tag.id))).outerjoin(task_tags).where(mine).group_by(col(Task.id))
     ),
@@ -619,7 +628,7 @@ REFUSED: dict[str, Case] = {
     "hint of a statement": lambda s: s.exec(select(Task).where(mine).with_statement_hint("OR 1 = 1")),
     "hint of a table": lambda s: s.exec(select(Task).where(mine).with_hint(Task, "ONLY")),
     "parameter of the guard in a list": lambda s: s.execute(
-        sa.select(TASKS).where(or_(TASKS.c.user_id == ANN, TASKS.c.id == 2)), [{"current_owner": BOB}]
+        sa.select(TASKS).where(or_(TASKS.c.user_id == ANN, TASKS.c.id == 2)), [{"__owner": BOB}]
     ),
     "second Table beside the first one": lambda s: s.execute(
         sa.select(sa.table("tasks", sa.column("title"))).where(exists(my_tasks))
