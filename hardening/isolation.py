@@ -70,19 +70,12 @@ def add_conditions(state: ORMExecuteState) -> None:
         raise OwnerMissingError("update() with a list finds rows by id alone: use update() with a where()")
     if isinstance(parameters, dict) and not state.is_insert:  # an insert() would take it for a column
         state.parameters = {**parameters, OWNER.key: owner}
-    if state.is_orm_statement:
-        statement = with_condition(statement, state)
-    state.statement = statement.execution_options(is_guarded=True)
+    state.statement = with_condition(statement).execution_options(is_guarded=True)
     state.update_execution_options(compiled_cache=guarded_sql)
     current_owner.set(owner)
 
 
-def with_condition(statement: Any, state: ORMExecuteState) -> Any:
-    mapper = state.bind_mapper
-    is_of_one_table = state.is_column_load or state.is_update or state.is_delete
-    # A refresh ignores options, and with them an update() takes 200 us more. Part 2 does what this leaves.
-    if is_of_one_table and not state.is_from_statement and mapper and "user_id" in mapper.columns:
-        return statement.where(mapper.class_.user_id == OWNER)
+def with_condition(statement: Any) -> Any:
     given = statement._with_options  # a relationship gets those with which its parent was loaded
     return statement.options(*(option for option in conditions() if option not in given))
 
