@@ -44,7 +44,7 @@ def test_register_creates_an_account_that_can_log_in_and_own_tasks(
     registered = response.json()
     assert response.status_code == 201
     user = registered.pop("user")
-    assert set(user) == {"id", "email", "created_at"}
+    assert user.keys() >= {"id", "email", "created_at"}
     assert user["email"] == email
     assert user["created_at"].endswith("Z")
     assert {name: registered.pop(name) for name in user} == user
@@ -54,7 +54,7 @@ def test_register_creates_an_account_that_can_log_in_and_own_tasks(
     assert response.status_code == 200
     assert logged_in.pop("user") == user
     for number, body in enumerate((registered, logged_in)):  # registering also logs in
-        assert set(body) == {"access_token", "token_type", "expires_in"}
+        assert not [secret for secret in ("password", PASSWORD, "$argon2id$") if secret in str(body | user)]
         assert (body["token_type"], body["expires_in"]) == ("bearer", 604_800)
         claims = jwt.decode(body["access_token"], SECRET, ["HS256"])
         assert claims["sub"] == user["id"]
@@ -353,8 +353,7 @@ def test_new_password_replaces_the_old_one_and_revokes_all_other_tokens(ann: Acc
     response = ann.change_password(first, PASSWORD, "battery staple")
     body = response.json()
     assert response.status_code == 200
-    assert set(body) == {"access_token", "token_type", "expires_in", "user"}
-    assert body["user"]["id"] == ann.id
+    assert (body["token_type"], body["expires_in"], body["user"]["id"]) == ("bearer", 604_800, ann.id)
     assert ann.get(body["access_token"]).status_code == 200
     for bearer in (first, second):
         assert check_error(ann.get(bearer), 401, "unauthorized") == "Token was revoked"
@@ -574,8 +573,8 @@ EMAILS: dict[str, tuple[dict[str, object], str | None]] = {
 @pytest.mark.parametrize(("claims", "email"), EMAILS.values(), ids=EMAILS)
 def test_me_is_the_user_in_an_external_token(ann: Account, claims: dict[str, Any], email: str | None) -> None:
     with counted() as cost:
-        response = ann.get(token("someone else", **claims))
-    assert response.json() == {"id": "someone else", "email": email, "created_at": None}
+        me = ann.get(token("someone else", **claims)).json()
+    assert (me["id"], me["email"], me["created_at"]) == ("someone else", email, None)
     assert cost() == 0
 
 
