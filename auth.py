@@ -50,8 +50,8 @@ async def decode_with_public_key(token: str) -> Claims:
     return decode(token, await key_ring.key_for(token), ALGORITHMS, settings.better_auth_origin)
 
 
-# Checking a signature is expensive, so it is done once for each token and key. Without an origin, aud and iss
-# are not checked here.
+# Checking a signature is expensive, so it is done once for each token and key. Without an origin, aud is
+# checked above, and iss may be anything.
 @lru_cache(maxsize=4096)
 def decode(token: str, key: str | jwt.PyJWK, algorithms: tuple[str, ...], origin: str | None) -> Claims:
     options = jwt.types.Options(require=["sub", "exp"], verify_aud=bool(origin))
@@ -108,7 +108,7 @@ def unauthorized(message: str) -> HTTPException:
 
 # 3. The current user. From here to the end of the request, a statement on tasks must name the owner, as in
 # Task.user_id == owner, or it is refused. The other tables in it that have a user_id get the same condition.
-# (`users` has none.)
+# (session.get() need not name the owner: it finds only the owner's rows. `users` has no user_id.)
 
 
 # A user may have only a few requests at a time. The next ones wait for these.
@@ -126,17 +126,17 @@ async def get_current_user(claims: ClaimsDep, _turn: Turn, session: SessionDep) 
         try:
             yield user  # the endpoint runs here
         except (exc.IntegrityError, exc.DataError):
-            # A new row fails if its account was just deleted (hardening/leftovers.py): a 401, and not a bug.
+            # A new row fails if its account was just deleted (hardening/leftovers.py).
             if claims.get("iss") == ISSUER:
                 session.rollback()
-                await user_of(claims, session)
+                await user_of(claims, session)  # then this raises a 401
             raise
 
 
 async def user_of(claims: Claims, session: Session) -> UserPublic:
     if claims.get("iss") == ISSUER:
         account = await to_thread.run_sync(account_of, claims, session)  # a thread: it waits for the database
-        need_account(session, account.id)
+        need_account(session, account.id)  # new rows will check it once more, see hardening/leftovers.py
         return UserPublic.model_validate(account)
     email = claims.get("email")
     email = email if isinstance(email, str) and email.isprintable() else None

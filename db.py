@@ -20,7 +20,7 @@ engine = create_engine(
     isolation_level="AUTOCOMMIT",
     hide_parameters=True,  # no user data in logs
     pool_size=POOL_SIZE,
-    max_overflow=5,  # more for /health, which must not wait: on a frozen database, earlier checks hold some
+    max_overflow=5,  # for /health, which must not wait, even while its earlier checks hang
 )
 protect(engine)  # from slow statements, and from servers that are frozen or down
 
@@ -30,8 +30,8 @@ protect(engine)  # from slow statements, and from servers that are frozen or dow
 # its first statement, so nothing waits here.)
 async def get_session() -> AsyncIterator[Session]:
     # expire_on_commit: a task can still be read after the commit. owner: until get_current_user sets it, the
-    # guard refuses select(Task) and all else on a table with a user_id. (It cannot see into text(), see
-    # hardening/isolation.py.)
+    # guard (hardening/isolation.py) refuses select(Task) and all else on a table with a user_id. (It cannot
+    # see into text().)
     with Session(engine, expire_on_commit=False, info={"owner": None}) as session:
         yield session
 
@@ -45,7 +45,7 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 # sends what was added, but does not end the transaction.
 @contextmanager
 def transaction(session: Session) -> Iterator[None]:
-    session.commit()  # sends what was added before, and returns the connection that was used for it
+    session.commit()  # sends what was added before, and gives back the connection that it used
     bind = session.get_bind()
     if isinstance(bind, Connection):  # a transaction in a transaction
         with bind.begin_nested(), all_or_nothing(session):
@@ -54,7 +54,7 @@ def transaction(session: Session) -> Iterator[None]:
     with bind.connect() as connection:
         if bind.dialect.name == "postgresql":
             connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin():
+        with connection.begin():  # a real transaction, in place of AUTOCOMMIT
             if bind.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")  # until the end, nobody else writes
             session.bind = connection  # all its statements now go through this connection

@@ -55,16 +55,16 @@ def create_app() -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.add_middleware(cors)
     app.add_middleware(LogRefusedOrigins)
-    app.add_middleware(RedactedQuery)
+    app.add_middleware(RedactedQuery)  # no search words in traces
 
-    # FastAPI sends this response outside of the middlewares, and then raises the exception again: so that the
-    # server logs it and error trackers see it. Without the headers, browsers would report a CORS error. (An
-    # exception ends the connection: hence `close`.)
+    # FastAPI sends this response past the middlewares, so it gets their headers here: without them, browsers
+    # would report a CORS error. Then FastAPI raises the exception again, for the server's log and for error
+    # trackers. (That ends the connection: hence `close`.)
     async def unexpected(_request: Request, _error: Exception) -> ASGIApp:
         response = errors.error_response(500, headers={"Connection": "close"})
         return cors(SecurityHeaders(response))
 
-    app.add_exception_handler(Exception, unexpected)  # type: ignore[arg-type]  # an app may be a response
+    app.add_exception_handler(Exception, unexpected)  # type: ignore[arg-type]  # it returns an app, as responses are
     return app
 
 
@@ -75,7 +75,7 @@ async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
     migrate(engine)
     issuer = settings.better_auth_origin
     logger.info("Tokens: %s", f"of {issuer}" if issuer else "signed with BETTER_AUTH_SECRET. Try it: /demo")
-    with watchdog():
+    with watchdog():  # closes connections to a frozen database
         yield
     engine.dispose()
 

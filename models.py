@@ -10,8 +10,8 @@ from sqlalchemy import BigInteger, Index, Integer
 from sqlmodel import Field, SQLModel
 
 BIG_INTEGER = BigInteger().with_variant(Integer, "sqlite")  # SQLite needs INTEGER for its ids
-# A migration must be able to name indexes and constraints, and SQLite gives them no names. PostgreSQL does:
-# tasks_user_id_fkey, users_email_key. So these are the same.
+# Migrations need names for indexes and constraints. PostgreSQL gives names, such as users_email_key; SQLite
+# gives none. So we do, in PostgreSQL's way.
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(column_0_label)s",
     "uq": "%(table_name)s_%(column_0_N_name)s_key",
@@ -29,8 +29,8 @@ class Task(SQLModel, table=True):
         # Lists are newest first by default. The database reads these indexes backwards, and need not sort.
         Index("ix_tasks_user_created", "user_id", "created_at", "id"),
         Index("ix_tasks_user_completed_created", "user_id", "completed", "created_at", "id"),
-        # For tables of yours, such as comments: their foreign key to (user_id, id) lets nobody comment on the
-        # task of another user.
+        # For tables of yours, such as comments (docs/learn.md, exercise 4): their foreign key has these two
+        # columns, so nobody can comment on the task of another user.
         Index("uq_tasks_user_id_id", "user_id", "id", unique=True),
         # Without this, SQLite may give the id of a deleted task to a new one.
         {"sqlite_autoincrement": True},
@@ -47,7 +47,7 @@ class Task(SQLModel, table=True):
 
 # PostgreSQL cannot store the NUL character, so the API accepts it for neither database.
 NO_NUL = r"^[^\x00]*$"
-# Not only spaces, and no NUL. (Titles are stripped and min_length is 1: this is for generated clients.)
+# Nor only spaces. (The API strips titles, and then checks min_length; this tells generated clients.)
 NOT_BLANK = r"^[^\x00]*[^\x00\s][^\x00]*$"
 Title = Annotated[
     str,
@@ -72,7 +72,7 @@ class TaskUpdate(TaskCreate):
     title: Title | MISSING = MISSING  # type: ignore[assignment]
 
     # Unknown fields are ignored (in development, the log names them), so that a client can send back a whole
-    # task. A body that has nothing but unknown fields is a 422. (An empty one is fine: it changes nothing.)
+    # task. A body that has nothing but unknown fields is a 422. (An empty one only sets updated_at.)
     @model_validator(mode="before")
     @classmethod
     def has_a_known_field(cls, body: object) -> object:

@@ -33,7 +33,7 @@ router = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500
 built_in = APIRouter(prefix="/api/auth", tags=["accounts"], responses=can_fail(500, 503))
 
 SEVEN_DAYS = 604_800  # seconds; logout ends a token earlier, as each request checks it
-HASHING = "/hashing"  # in place of a user id: so three passwords are hashed at a time, for all users
+HASHING = "/hashing"  # the id of no user: all hashing together has the turns of one user, which are three
 
 
 # Each takes the body or the token, and passes it on to the endpoint. An attempt is counted first, and then
@@ -110,7 +110,7 @@ def login_of(user: User) -> Login:
 
 @built_in.post("/logout", status_code=204, responses=can_fail(400, 401), summary="Log out everywhere")
 def logout(user: CurrentUser, session: SessionDep) -> None:
-    """Revokes all tokens that this login has given you."""
+    """Revokes all your tokens, on every device."""
     if user.created_at is None:  # only accounts of our own have one
         raise not_our_token()
     generation = User.token_generation + 1  # SQL, not Python: the database adds

@@ -18,7 +18,7 @@ from hardening.database import summary
 from hardening.isolation import OwnerMissingError
 from hardening.settings import logger, warn_once
 
-# The stable codes for programs, where they are not HTTP's own words.
+# The `code` of an error. All others are HTTP's names, such as not_found.
 CODES = {413: "body_too_large", 422: "validation_error", 500: "internal_error"}
 
 
@@ -93,12 +93,13 @@ class StatementRefusedError(Exception):
 async def database_error(request: Request, error: exc.DBAPIError) -> JSONResponse:
     if not is_bug(error):
         return await unavailable(request, error)
-    # A 500, see main.py. The database's own message may quote a user's data, so the log gets another one.
+    # Raised, so that it becomes a 500 in main.py. `from None`: the database's message may quote a user's
+    # data, and stays out of the log.
     raise StatementRefusedError(describe(error)).with_traceback(error.__traceback__) from None
 
 
 async def os_error(request: Request, error: OSError) -> JSONResponse:
-    if error.errno not in (errno.EMFILE, errno.ENFILE):  # too many open files, which connections are, too
+    if error.errno not in (errno.EMFILE, errno.ENFILE):  # too many open files (a connection counts as one)
         raise error
     return await unavailable(request, error)
 

@@ -24,10 +24,10 @@ async def root() -> dict[str, str]:
     return running if settings.better_auth_url else running | {"demo": "/demo"}
 
 
-# Reads a whole task: so a forgotten migration is noticed, too.
+# Reads a whole task: so a forgotten migration of `tasks` is noticed, too.
 def check_database() -> int:
     try:
-        with Session(engine, info={"owner": None}) as session:
+        with Session(engine, info={"owner": None}) as session:  # guarded, as those of requests
             # all_users: the task of any user will do.
             session.exec(select(Task).limit(1), execution_options={"all_users": True}).first()
     except (SQLAlchemyError, OSError) as error:
@@ -52,7 +52,7 @@ async def health() -> dict[str, str]:
 
 
 PAGE = Path(__file__).with_name("demo.html").read_text(encoding="utf-8")
-POLICY = csp_for(PAGE)
+POLICY = csp_for(PAGE)  # only its own script and style may run
 
 
 @demo.get("/demo", response_class=HTMLResponse)

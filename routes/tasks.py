@@ -19,7 +19,7 @@ router = APIRouter(
     prefix="/api/{user_id}/tasks",
     tags=["tasks"],
     responses=can_fail(401, 403, 422, 500, 503),
-    route_class=OneThread,
+    route_class=OneThread,  # runs the endpoint and checks its response in the same thread
 )
 
 MAX_INTEGER = 2**63 - 1  # in both databases
@@ -57,8 +57,8 @@ def create_task(
 # DELETE ... RETURNING, and nothing can happen in between.
 def write(session: Session, statement: UpdateBase) -> Task:
     options = {
-        "populate_existing": True,  # a task that was loaded before gets the new values from RETURNING
-        "synchronize_session": False,  # so SQLAlchemy need not compute them itself
+        "populate_existing": True,  # a task that was loaded before gets the new values from RETURNING,
+        "synchronize_session": False,  # so SQLAlchemy need not look for the tasks that have changed
     }
     task = session.exec(statement.returning(Task), execution_options=options).scalar_one_or_none()
     session.commit()  # AUTOCOMMIT has saved it already, but a test may bring a plain session

@@ -2,31 +2,32 @@
 
 import logging
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
+from unittest.mock import Mock
 
-import jwt
 import pytest
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from fastapi.testclient import TestClient
 from limits import parse
 from sqlalchemy import Column, ForeignKey, String, Table, event, exc
 from sqlalchemy.orm import registry
-from sqlmodel import Field, Session, SQLModel, delete, select
+from sqlmodel import Field, Session, SQLModel, select
 
 import db
 from hardening import guesses
 from hardening.leftovers import need_account
 from hardening.settings import settings
-from models import Task, User, now
+from models import Task
 from routes import accounts
-from tests.conftest import Clock, check_error, check_unavailable, token, until
+from tests.conftest import Clock, check_error, check_refused, check_unavailable, token, until
 from tests.support.accounts import PASSWORD, Account, new_email, post
-from tests.support.counting import counted, sent_statements
+from tests.support.counting import counted
 from tests.support.environment import SECRET, url
 from tests.support.server import serving
 
@@ -41,64 +42,27 @@ def test_register_creates_an_account_that_can_log_in_and_own_tasks(
     client: TestClient, register: str, login: str
 ) -> None:
     email = new_email()
-    response = post(client, register, f"  {email.upper()} ")
-    registered = response.json()
-    assert response.status_code == 201
-    user = registered.pop("user")
-    assert set(user) == {"id", "email", "created_at"}
+    registered, logged_in = post(client, register, email), post(client, login, email)
+    assert (registered.status_code, logged_in.status_code) == (201, 200)
+    user = registered.json()["user"]
     assert user["email"] == email
     assert user["created_at"].endswith("Z")
-    assert {name: registered.pop(name) for name in user} == user
-
-    response = post(client, login, email)
-    logged_in = response.json()
-    assert response.status_code == 200
-    assert logged_in.pop("user") == user
-    for number, body in enumerate((registered, logged_in)):  # registering also logs in
-        assert set(body) == {"access_token", "token_type", "expires_in"}
+    assert logged_in.json()["user"] == user
+    assert registered.json() | user == registered.json()  # for clients that expect the user, not a login
+    for response in (registered, logged_in):
+        body = response.json()
         assert (body["token_type"], body["expires_in"]) == ("bearer", 604_800)
-        claims = jwt.decode(body["access_token"], SECRET, ["HS256"])
-        assert claims["sub"] == user["id"]
-        assert claims["exp"] - claims["iat"] == 604_800
-
+        assert not [secret for secret in ("password", PASSWORD, "$argon2id$") if secret in response.text]
         headers = {"Authorization": f"Bearer {body['access_token']}"}
         assert client.get("/api/auth/me", headers=headers).json() == user
-        tasks = f"/api/{user['id']}/tasks"
-        assert client.post(tasks, json={"title": "Mine"}, headers=headers).status_code == 201
-        assert len(client.get(tasks, headers=headers).json()) == number + 1
+        task = client.post(f"/api/{user['id']}/tasks", json={"title": "Mine"}, headers=headers).json()
+        assert task["user_id"] == user["id"]
 
 
-def test_registering_hashes_once_and_asks_the_database_twice(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[str] = []
-    hash_password = guesses.hash_password
-
-    def remember(password: str) -> str:
-        hashed.append(password)
-        return hash_password(password)
-
-    monkeypatch.setattr(accounts, "hash_password", remember)
-    with sent_statements() as sent:
-        assert post(client, "register", new_email()).status_code == 201
-    assert hashed == [PASSWORD]
-    assert [sql.split("; ")[-1].split()[0] for sql, _ in sent] == ["SELECT", "INSERT"]
-
-
-@pytest.mark.parametrize(
-    "spell", [str, str.upper, str.title, " {} ".format], ids=["same", "upper", "title", "spaces"]
-)
-def test_email_is_unique_ignoring_case_and_spaces(client: TestClient, ann: Account, spell: Any) -> None:
-    check_error(post(client, "register", spell(ann.email)), 409, "conflict")
-    assert post(client, "login", spell(ann.email)).status_code == 200
-
-
-@pytest.mark.usefixtures("patient")
-def test_simultaneous_registrations_create_one_account(client: TestClient) -> None:
-    email = new_email()
-    with ThreadPoolExecutor(8) as pool:
-        codes = list(pool.map(lambda _: post(client, "register", email).status_code, range(8)))
-    assert sorted(codes) == [201] + [409] * 7
+def test_email_is_unique_ignoring_case_and_spaces(client: TestClient, ann: Account) -> None:
+    spelled = f"  {ann.email.upper()} "
+    check_error(post(client, "register", spelled), 409, "conflict")
+    assert post(client, "login", spelled).json()["user"]["email"] == ann.email
 
 
 def test_email_taken_between_select_and_insert_is_a_409(
@@ -117,8 +81,6 @@ def test_email_taken_between_select_and_insert_is_a_409(
 
 VALID_EMAILS = {
     "test domain": "@app.test",
-    "local domain": "@app.local",
-    "plus": "+tag@example.com",
     "umlaut": "@bücher.example",
     "254 characters": f"@{'.'.join(['a' * 60] * 3)}.{'b' * 50}.com",
 }
@@ -127,15 +89,12 @@ VALID_EMAILS = {
 @pytest.mark.parametrize("ending", VALID_EMAILS.values(), ids=VALID_EMAILS)
 def test_valid_emails(client: TestClient, ending: str) -> None:
     email = secrets.token_hex(16)[: 254 - len(ending)] + ending
-    response = post(client, "register", email)
-    assert response.status_code == 201, response.text
+    assert post(client, "register", email).status_code == 201
     assert post(client, "login", email).status_code == 200
 
 
 BAD_CREDENTIALS = {
     "no email": ("ann", PASSWORD),
-    "empty email": ("", PASSWORD),
-    "two emails": ("a@example.com, b@example.com", PASSWORD),
     "email with NUL": ("a\x00@example.com", PASSWORD),
     "email of 255 characters": (f"{'a' * 60}@{'.'.join(['b' * 60] * 3)}.{'c' * 7}.com", PASSWORD),
     "password of 7": ("short@example.com", "s3cret!"),
@@ -151,29 +110,17 @@ def test_bad_credentials_are_refused_without_an_echo(client: TestClient, email: 
     assert password not in response.text
 
 
-BAD_BODIES = [
-    b"{}",
-    b"[]",
-    b"null",
-    b'{"email": 1, "password": null}',
-    b'{"email": "a@example.com", "password": "\\ud800aaaaaaaa"}',
-]
-
-
-@pytest.mark.parametrize("body", BAD_BODIES)
 @pytest.mark.parametrize("path", ["register", "login"])
-def test_invalid_bodies_are_refused(client: TestClient, path: str, body: bytes) -> None:
+def test_lone_surrogate_in_a_password_is_a_422(client: TestClient, path: str) -> None:
+    body = b'{"email": "a@example.com", "password": "\\ud800aaaaaaaa"}'
     response = client.post(f"/api/auth/{path}", content=body, headers={"Content-Type": "application/json"})
     check_error(response, 422, "validation_error")
 
 
 PASSWORDS = {
     "8 characters": "8 signs!",
-    "spaces around": "  spaces  ",
-    "NUL": "with\x00NUL\x00",
-    "Japanese": "日本語のパスワード",
+    "spaces and controls around": " \n\twith\x00NUL\x7f ",
     "128 of 4 bytes": "🎉" * 128,
-    "controls": "\n\t\r\v\f\x1b\x7f\x01",
 }
 
 
@@ -181,104 +128,74 @@ PASSWORDS = {
 def test_passwords_count_to_the_last_byte(client: TestClient, password: str) -> None:
     account = Account(client, password)
     assert account.login()
-    others = {password[:-1] + "?", "?" + password[1:], password.strip().ljust(8, "!")} - {password}
-    for other in others:
+    for other in {password[:-1] + "?", "?" + password[1:], password.strip().ljust(8, "!")} - {password}:
         check_error(post(client, "login", account.email, other), 401, "unauthorized")
 
 
-def test_password_of_more_than_1000_characters_is_not_even_tried(client: TestClient, ann: Account) -> None:
-    check_error(post(client, "login", ann.email, "x" * 1001), 422, "validation_error")
-
-
-@pytest.mark.parametrize("password", ["", "x", "x" * 1000], ids=["empty", "1 character", "1000 characters"])
-def test_wrong_password_of_any_length_is_a_401(client: TestClient, ann: Account, password: str) -> None:
-    """A 422 would tell that the password on record is another one."""
-    check_error(post(client, "login", ann.email, password), 401, "unauthorized")
+@pytest.mark.parametrize(("length", "status"), [(0, 401), (1000, 401), (1001, 422)])
+def test_wrong_password_of_up_to_1000_characters_is_a_401(ann: Account, length: int, status: int) -> None:
+    """A 422 for a short one would reveal that the right one is longer."""
+    assert post(ann.client, "login", ann.email, "x" * length).status_code == status
 
 
 def test_passwords_are_kept_as_argon2id_with_a_salt_for_each(client: TestClient) -> None:
-    hashes = [Account(client).row().password_hash for _ in range(2)]
-    for phc in hashes:
-        assert phc.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
-    assert hashes[0].split("$")[4] != hashes[1].split("$")[4]
-    assert hashes[0].split("$")[5] != hashes[1].split("$")[5]
+    first, second = (Account(client).row().password_hash.split("$") for _ in range(2))
+    assert first[1:4] == second[1:4] == ["argon2id", "v=19", "m=19456,t=2,p=1"]
+    assert first[4] != second[4]
 
 
 # Logging in
 
 
-def test_stranger_learns_nothing_from_a_failed_login(
-    client: TestClient, ann: Account, monkeypatch: pytest.MonkeyPatch
+def test_failed_login_does_not_reveal_whether_the_email_has_an_account(
+    ann: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    costs = []
-    verify = Argon2id.verify_phc_encoded
-
-    class Spy:
-        @staticmethod
-        def verify_phc_encoded(password: bytes, phc: str) -> None:
-            costs.append(phc.rpartition("$")[0].rpartition("$")[0])
-            verify(password, phc)
-
-    monkeypatch.setattr(guesses, "Argon2id", Spy)
-    wrong, unknown = post(client, "login", ann.email, "not the password"), post(client, "login", new_email())
-    check_error(wrong, 401, "unauthorized")
-    assert wrong.headers["www-authenticate"] == "Bearer"
+    argon2id = Mock(wraps=Argon2id)
+    monkeypatch.setattr(guesses, "Argon2id", argon2id)
+    wrong, unknown = (post(ann.client, "login", email, "not it") for email in (ann.email, new_email()))
+    check_refused(wrong, "Wrong email or password")
     assert (wrong.status_code, wrong.content) == (unknown.status_code, unknown.content)
     assert wrong.headers.keys() == unknown.headers.keys()
-    assert costs == ["$argon2id$v=19$m=19456,t=2,p=1"] * 2
-
-
-def test_login_is_one_statement(client: TestClient, ann: Account) -> None:
-    with counted() as cost:
-        assert post(client, "login", ann.email).status_code == 200
-    assert cost() == 1
-
-
-HASHING = {"login": "password_matches", "register": "hash_password", "password": "hash_password"}
+    hashes = [call.args[1].split("$") for call in argon2id.verify_phc_encoded.call_args_list]
+    assert [phc[1:4] for phc in hashes] == [["argon2id", "v=19", "m=19456,t=2,p=1"]] * 2  # as slow
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize(("path", "function"), HASHING.items(), ids=HASHING)
-def test_at_most_three_hashes_run_at_once(
-    client: TestClient, ann: Account, monkeypatch: pytest.MonkeyPatch, path: str, function: str
-) -> None:
+def test_at_most_three_hashes_run_at_once(ann: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes 19 MiB and a core."""
-    busy, most, lock = 0, 0, Lock()
-    hashing = getattr(accounts, function)
+    running, most, lock = 0, 0, Lock()
 
-    def watched(*arguments: str) -> Any:
-        nonlocal busy, most
+    def watch(hashing: Callable[..., Any], *arguments: str) -> Any:
+        nonlocal running, most
         with lock:
-            busy += 1
-            most = max(most, busy)
+            running += 1
+            most = max(most, running)
         try:
             until(lambda: most >= 3)
             return hashing(*arguments)
         finally:
             with lock:
-                busy -= 1
+                running -= 1
 
+    bearer = ann.login()
     monkeypatch.setattr(settings, "auth_rate_limit", parse("100/minute"))
-    others = [Account(client) for _ in range(16 * (path == "password"))]
-    bearers = [other.login() for other in others]
-
-    def call(number: int) -> int:
-        if path == "password":
-            return int(
-                others[number].change_password(bearers[number], PASSWORD, "battery staple").status_code
-            )
-        return int(post(client, path, ann.email if path == "login" else new_email()).status_code)
-
-    monkeypatch.setattr(accounts, function, watched)
-    with ThreadPoolExecutor(16) as pool:
-        codes = set(pool.map(call, range(16)))
-    assert codes == {201 if path == "register" else 200}
+    monkeypatch.setattr(accounts, "hash_password", partial(watch, guesses.hash_password))
+    monkeypatch.setattr(accounts, "password_matches", partial(watch, guesses.password_matches))
+    requests: list[Callable[[], Any]] = [
+        partial(post, ann.client, "login", ann.email),
+        lambda: post(ann.client, "register", new_email()),
+        partial(ann.change_password, bearer, "wrong", "battery staple"),
+    ]
+    with ThreadPoolExecutor(24) as pool:
+        codes = Counter(pool.map(lambda send: send().status_code, requests * 8))
+    assert codes == {200: 8, 201: 8, 401: 8}
     assert most == 3
 
 
 # Tokens of the built-in login
 
 
+@pytest.mark.usefixtures("clock")
 def test_logout_revokes_all_tokens_of_this_account_and_no_others(client: TestClient, ann: Account) -> None:
     bob = Account(client)
     first, second, other = ann.login(), ann.login(), bob.login()
@@ -286,18 +203,10 @@ def test_logout_revokes_all_tokens_of_this_account_and_no_others(client: TestCli
     assert (response.status_code, response.content) == (204, b"")
     for bearer in (first, second):
         for path in ("/api/auth/me", f"/api/{ann.id}/tasks"):
-            assert check_error(ann.get(bearer, path), 401, "unauthorized") == "Token was revoked"
-        check_error(ann.logout(bearer), 401, "unauthorized")
+            check_refused(ann.get(bearer, path), "Token was revoked")
+        check_refused(ann.logout(bearer), "Token was revoked")
     assert bob.get(other).status_code == 200
-
-
-@pytest.mark.usefixtures("clock")
-def test_login_in_the_same_second_as_the_logout_works(ann: Account) -> None:
-    for _ in range(3):
-        bearer = ann.login()
-        assert ann.get(bearer).status_code == 200
-        assert ann.logout(bearer).status_code == 204
-        assert ann.get(bearer).status_code == 401
+    assert ann.get(ann.login()).status_code == 200  # in the same second, too
 
 
 @pytest.mark.slow
@@ -322,28 +231,12 @@ def test_token_of_our_login_ends_after_seven_days(ann: Account, clock: Clock) ->
     clock.forward(604_798)
     assert ann.get(bearer).status_code == 200
     clock.forward(2)
-    assert check_error(ann.get(bearer), 401, "unauthorized") == "Token has expired"
+    check_refused(ann.get(bearer), "Token has expired")
 
 
-def test_token_of_a_deleted_account_is_refused(ann: Account) -> None:
-    bearer = ann.login()
-    with Session(db.engine) as session:
-        session.exec(delete(User).where(User.id == ann.id))
-    check_error(ann.get(bearer), 401, "unauthorized")
-
-
-FORGED: dict[str, dict[str, Any]] = {
-    "none": {},
-    "null": {"generation": None},
-    "text": {"generation": "0"},
-    "later": {"generation": 1},
-    "earlier": {"generation": -1},
-}
-
-
-@pytest.mark.parametrize("claims", FORGED.values(), ids=FORGED)
+@pytest.mark.parametrize("claims", [{}, {"generation": "0"}, {"generation": 1}, {"generation": -1}], ids=str)
 def test_tokens_of_our_login_need_the_generation_of_the_account(ann: Account, claims: dict[str, Any]) -> None:
-    check_error(ann.get(token(ann.id, iss="todo-api", **claims)), 401, "unauthorized")
+    check_refused(ann.get(token(ann.id, iss="todo-api", **claims)), "Token was revoked")
 
 
 # Changing the password
@@ -354,36 +247,24 @@ def test_new_password_replaces_the_old_one_and_revokes_all_other_tokens(ann: Acc
     response = ann.change_password(first, PASSWORD, "battery staple")
     body = response.json()
     assert response.status_code == 200
-    assert set(body) == {"access_token", "token_type", "expires_in", "user"}
-    assert body["user"]["id"] == ann.id
+    assert (body["token_type"], body["expires_in"], body["user"]["id"]) == ("bearer", 604_800, ann.id)
     assert ann.get(body["access_token"]).status_code == 200
     for bearer in (first, second):
-        assert check_error(ann.get(bearer), 401, "unauthorized") == "Token was revoked"
-        assert check_error(ann.change_password(bearer, "battery staple", PASSWORD), 401, "unauthorized")
+        check_refused(ann.get(bearer), "Token was revoked")
+        check_refused(ann.change_password(bearer, "battery staple", PASSWORD), "Token was revoked")
     check_error(post(ann.client, "login", ann.email), 401, "unauthorized")
     assert post(ann.client, "login", ann.email, "battery staple").status_code == 200
 
 
-BAD_CHANGES = {
-    "wrong password": ("not the password", "battery staple", 401),
-    "empty password": ("", "battery staple", 401),
-    "new password of 7": (PASSWORD, "s3cret!", 422),
-    "new password of 129": (PASSWORD, "x" * 129, 422),
-}
-
-
-@pytest.mark.parametrize(("old", "new", "status"), BAD_CHANGES.values(), ids=BAD_CHANGES)
-def test_refused_change_of_password_changes_nothing(ann: Account, old: str, new: str, status: int) -> None:
+def test_refused_change_of_password_changes_nothing(ann: Account) -> None:
     bearer = ann.login()
-    response = ann.change_password(bearer, old, new)
-    assert response.status_code == status
-    if status == 401:
-        assert check_error(response, 401, "unauthorized") == "Wrong password"
+    check_refused(ann.change_password(bearer, "not the password", "battery staple"), "Wrong password")
+    check_error(ann.change_password(bearer, PASSWORD, "s3cret!"), 422, "validation_error")
     assert ann.get(bearer).status_code == 200
     assert ann.login()
 
 
-def test_of_simultaneous_changes_of_password_one_wins(ann: Account) -> None:
+def test_only_one_of_simultaneous_password_changes_succeeds(ann: Account) -> None:
     """Otherwise a thief's token could survive the change by the owner."""
     bearer = ann.login()
     new = [f"new password {number}" for number in range(8)]
@@ -395,13 +276,6 @@ def test_of_simultaneous_changes_of_password_one_wins(ann: Account) -> None:
     assert post(ann.client, "login", ann.email, new[winner]).status_code == 200
 
 
-def test_change_of_password_is_two_statements(ann: Account) -> None:
-    bearer = ann.login()
-    with counted() as cost:
-        assert ann.change_password(bearer, PASSWORD, "battery staple").status_code == 200
-    assert cost() == 2
-
-
 # Deleting the account
 
 
@@ -410,7 +284,7 @@ def count_tasks(account: Account) -> int:
         return len(session.exec(select(Task).where(Task.user_id == account.id)).all())
 
 
-def test_deleted_account_is_gone_with_its_tasks_and_nobody_elses(client: TestClient, ann: Account) -> None:
+def test_deleted_account_is_gone_with_its_tasks_only(client: TestClient, ann: Account) -> None:
     bob = Account(client)
     first, second, other = ann.login(), ann.login(), bob.login()
     for account, bearer in ((ann, first), (ann, second), (bob, other)):
@@ -419,8 +293,8 @@ def test_deleted_account_is_gone_with_its_tasks_and_nobody_elses(client: TestCli
     assert (response.status_code, response.content) == (204, b"")
     assert (count_tasks(ann), count_tasks(bob)) == (0, 1)
     for bearer in (first, second):
-        assert check_error(ann.get(bearer), 401, "unauthorized") == "Token was revoked"
-        check_error(ann.delete(bearer), 401, "unauthorized")
+        check_refused(ann.get(bearer), "Token was revoked")
+        check_refused(ann.delete(bearer), "Token was revoked")
     check_error(post(client, "login", ann.email), 401, "unauthorized")
     assert bob.get(other).status_code == 200
     assert post(client, "register", ann.email).json()["id"] != ann.id
@@ -429,16 +303,15 @@ def test_deleted_account_is_gone_with_its_tasks_and_nobody_elses(client: TestCli
 def test_account_is_not_deleted_without_its_password(ann: Account) -> None:
     bearer = ann.login()
     ann.create_task(bearer)
-    assert check_error(ann.delete(bearer, "not the password"), 401, "unauthorized") == "Wrong password"
-    headers = {"Authorization": f"Bearer {bearer}"}
-    check_error(ann.client.delete("/api/auth/me", headers=headers), 422, "validation_error")
+    check_refused(ann.delete(bearer, "not the password"), "Wrong password")
+    check_error(ann.send(bearer, "DELETE", "/api/auth/me"), 422, "validation_error")
     assert ann.get(bearer).status_code == 200
     assert count_tasks(ann) == 1
 
 
 @pytest.fixture
 def notes() -> Iterator[Table]:
-    """A table that is added to the app, with rows of users and of their tasks."""
+    """A new table, with rows of users and of their tasks."""
     user_id: Column[str] = Column("user_id", String)
     task_id: Column[int] = Column("task_id", ForeignKey("tasks.id"))
     notes = Table("notes", SQLModel.metadata, user_id, task_id)
@@ -476,7 +349,7 @@ def test_account_is_deleted_with_all_its_rows_or_not_at_all(ann: Account) -> Non
 
 
 def test_task_that_is_created_while_its_account_is_deleted_is_refused(ann: Account) -> None:
-    """The token was checked before, and the task is written afterwards."""
+    """The token is checked before the deletion, and the task is written after it."""
     bearer, checked, deleted = ann.login(), Event(), Event()
 
     def wait(*_: object) -> None:
@@ -490,7 +363,7 @@ def test_task_that_is_created_while_its_account_is_deleted_is_refused(ann: Accou
             checked.wait(10)
             assert ann.delete(bearer).status_code == 204
             deleted.set()
-            assert check_error(creation.result(), 401, "unauthorized") == "Token was revoked"
+            check_refused(creation.result(), "Token was revoked")
     finally:
         deleted.set()
         event.remove(Session, "before_flush", wait)
@@ -518,7 +391,7 @@ def test_a_table_may_have_a_column_called_account(ann: Account) -> None:
 
 
 @pytest.mark.slow
-def test_of_many_tasks_created_while_their_account_is_deleted_none_is_left(
+def test_no_task_is_left_of_many_created_while_their_account_is_deleted(
     client: TestClient, fresh_limits: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "auth_rate_limit", parse("100/minute"))
@@ -540,24 +413,27 @@ def test_of_many_tasks_created_while_their_account_is_deleted_none_is_left(
         assert count_tasks(account) == 0
 
 
-def test_tasks_of_a_built_in_account_cost_one_statement_more(ann: Account) -> None:
-    bearer = ann.login()
-    with counted() as cost:
-        response = ann.create_task(bearer)
-    assert cost() == 2
-    assert response.json()["user_id"] == ann.id
-
-
 def test_several_tasks_of_a_built_in_account_can_be_added_at_once(ann: Account) -> None:
     with Session(db.engine, expire_on_commit=False) as session:
         need_account(session, ann.id)
-        tasks = [
-            Task(title=title, user_id=ann.id, created_at=now(), updated_at=now()) for title in ("a", "b")
-        ]
+        tasks = [Task(title=title, user_id=ann.id) for title in ("a", "b")]
         session.add_all(tasks)
         session.commit()
         assert [(task.title, task.user_id) for task in tasks] == [("a", ann.id), ("b", ann.id)]
     assert count_tasks(ann) == 2
+
+
+def test_requests_cost_one_or_two_round_trips(ann: Account) -> None:
+    requests = [
+        (1, partial(post, ann.client, "login", ann.email)),
+        (2, partial(post, ann.client, "register", new_email())),
+        (2, partial(ann.create_task, ann.login())),
+        (2, partial(ann.change_password, ann.login(), PASSWORD, "battery staple")),
+    ]
+    for trips, send in requests:
+        with counted() as cost:
+            assert send().is_success
+        assert cost() == trips
 
 
 # Tokens that another server signed with the same secret
@@ -584,19 +460,13 @@ def test_external_tokens_cannot_change_an_account(ann: Account) -> None:
     assert ann.get(external).status_code == 200
 
 
-EMAILS: dict[str, tuple[dict[str, object], str | None]] = {
-    "text": ({"email": "a@b.example"}, "a@b.example"),
-    "none": ({}, None),
-    "number": ({"email": 1}, None),
-    "lone surrogate": ({"email": "\ud800"}, None),
-}
-
-
-@pytest.mark.parametrize(("claims", "email"), EMAILS.values(), ids=EMAILS)
-def test_me_is_the_user_in_an_external_token(ann: Account, claims: dict[str, Any], email: str | None) -> None:
+@pytest.mark.parametrize(
+    ("claim", "email"), [("a@b.example", "a@b.example"), (1, None), ("\ud800", None)], ids=repr
+)
+def test_me_is_the_user_in_an_external_token(ann: Account, claim: object, email: str | None) -> None:
     with counted() as cost:
-        response = ann.get(token("someone else", **claims))
-    assert response.json() == {"id": "someone else", "email": email, "created_at": None}
+        me = ann.get(token("someone else", email=claim)).json()
+    assert (me["id"], me["email"], me["created_at"]) == ("someone else", email, None)
     assert cost() == 0
 
 

@@ -173,10 +173,8 @@ def test_request_for_tasks_is_one_round_trip(better_auth: BetterAuth) -> None:
 
 
 def test_me_is_what_the_token_says(better_auth: BetterAuth) -> None:
-    response = better_auth.get(better_auth.token(), "/api/auth/me")
-    assert response.json() == {"id": USER, "email": "ann@example.com", "created_at": None}
-    response = better_auth.get(better_auth.token(email=None), "/api/auth/me")
-    assert response.json() == {"id": USER, "email": None, "created_at": None}
+    me = better_auth.get(better_auth.token(), "/api/auth/me").json()
+    assert (me["id"], me["email"], me["created_at"]) == (USER, "ann@example.com", None)
 
 
 def test_token_with_our_own_issuer_is_refused(better_auth: BetterAuth) -> None:

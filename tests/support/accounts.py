@@ -1,4 +1,4 @@
-"""The built-in accounts, and what their users ask for."""
+"""Users of the built-in accounts, and their requests."""
 
 import secrets
 from typing import Any
@@ -21,8 +21,6 @@ def post(client: TestClient, path: str, email: str, password: str = PASSWORD) ->
 
 
 class Account:
-    """A user of the built-in accounts, and what this user asks for."""
-
     def __init__(self, client: TestClient, password: str = PASSWORD) -> None:
         self.client, self.email, self.password = client, new_email(), password
         response = post(client, "register", self.email, password)
@@ -34,24 +32,23 @@ class Account:
         assert response.status_code == 200, response.text
         return str(response.json()["access_token"])
 
+    def send(self, bearer: str, method: str, path: str, body: object = None) -> Any:
+        return self.client.request(method, path, json=body, headers={"Authorization": f"Bearer {bearer}"})
+
     def get(self, bearer: str, path: str = "/api/auth/me") -> Any:
-        return self.client.get(path, headers={"Authorization": f"Bearer {bearer}"})
+        return self.send(bearer, "GET", path)
 
     def create_task(self, bearer: str) -> Any:
-        headers = {"Authorization": f"Bearer {bearer}"}
-        return self.client.post(f"/api/{self.id}/tasks", json={"title": "Mine"}, headers=headers)
+        return self.send(bearer, "POST", f"/api/{self.id}/tasks", {"title": "Mine"})
 
     def logout(self, bearer: str) -> Any:
-        return self.client.post("/api/auth/logout", headers={"Authorization": f"Bearer {bearer}"})
+        return self.send(bearer, "POST", "/api/auth/logout")
 
     def change_password(self, bearer: str, old: str, new: str) -> Any:
-        body = {"password": old, "new_password": new}
-        headers = {"Authorization": f"Bearer {bearer}"}
-        return self.client.post("/api/auth/password", json=body, headers=headers)
+        return self.send(bearer, "POST", "/api/auth/password", {"password": old, "new_password": new})
 
     def delete(self, bearer: str, password: str = PASSWORD) -> Any:
-        headers = {"Authorization": f"Bearer {bearer}"}
-        return self.client.request("DELETE", "/api/auth/me", json={"password": password}, headers=headers)
+        return self.send(bearer, "DELETE", "/api/auth/me", {"password": password})
 
     def row(self) -> User:
         with Session(db.engine) as session:
