@@ -1,4 +1,4 @@
-"""The token decides what a user may reach, and the path must match it. Here: tokens of the shared secret."""
+"""Tokens signed with the shared secret; the user in the path must be the user in the token."""
 
 import asyncio
 import base64
@@ -10,13 +10,11 @@ import re
 import time
 import unicodedata
 import uuid
-from string import ascii_letters
 from typing import Any
 from urllib.parse import quote
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from fastapi.testclient import TestClient
 
@@ -29,42 +27,29 @@ from tests.support.environment import ORIGIN, SECRET
 SOON = int(time.time()) + 3600
 
 
-def get(client: TestClient, bearer: str, path: str = "/api/someone/tasks") -> Any:
-    return client.get(path, headers={"Authorization": f"Bearer {bearer}"})
+def get(client: TestClient, bearer: str) -> Any:
+    return client.get("/api/someone/tasks", headers={"Authorization": f"Bearer {bearer}"})
 
 
 # Good tokens
 
 GOOD_TOKENS = {
-    "plain": token(),
     "more claims": token(iat=int(time.time()), nbf=int(time.time()), iss="anyone", name="Ann", jti="1"),
     "exp as a fraction": token(exp=SOON + 0.5),
     "exp of 400 digits": token(exp=10**400),
     "kid in the header": jwt.encode({"sub": "someone", "exp": SOON}, SECRET, "HS256", {"kid": "k1"}),
-    "no typ": jwt.encode({"sub": "someone", "exp": SOON}, SECRET, "HS256", {"typ": None}),
     "8 KiB": token(filler="x" * 6035),
 }
 
 
 @pytest.mark.parametrize("bearer", GOOD_TOKENS.values(), ids=GOOD_TOKENS)
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_good_tokens_are_accepted(client: TestClient, bearer: str, scheme: str) -> None:
+def test_good_tokens_are_accepted(client: TestClient, bearer: str) -> None:
     assert len(bearer) <= 8192
-    response = client.get("/api/someone/tasks", headers={"Authorization": f"{scheme} {bearer}"})
-    assert response.status_code == 200
+    assert get(client, bearer).status_code == 200
 
 
-USER_IDS = {
-    "64 characters": "x" * 64,
-    "255 characters": "x" * 255,
-    "number": "1",
-    "UUID": "0193e2b4-7c1c-7bd5-8c55-0e5a1a3c2f4e",
-    "beyond ASCII": "用户 é#%",
-}
-
-
-@pytest.mark.parametrize("user_id", USER_IDS.values(), ids=USER_IDS)
-def test_user_ids_of_many_kinds_work(client: TestClient, user_id: str) -> None:
+@pytest.mark.parametrize("user_id", ["x" * 255, "用户 é#%"], ids=["255 characters", "beyond ASCII"])
+def test_long_and_international_user_ids_work(client: TestClient, user_id: str) -> None:
     user = UserClient(client, user_id)
     task = user.create()
     assert task["user_id"] == user_id
@@ -76,30 +61,20 @@ AUDIENCES: dict[str, tuple[object, bool]] = {
     "the frontend": (ORIGIN, True),
     "the other frontend": ("https://app.example.com", True),
     "a list with a frontend": (["https://elsewhere.example", ORIGIN], True),
-    "empty text": ("", True),
     "null": (None, True),
-    "empty list": ([], True),
-    "another server": ("https://elsewhere.example", False),
     "a list of others": (["https://elsewhere.example", "x"], False),
     "a frontend and more": (f"{ORIGIN}.evil.example", False),
     "a frontend with a slash": (f"{ORIGIN}/", False),
     "number": (1, False),
     "object": ({ORIGIN: 1}, False),
-    "list of lists": ([[ORIGIN]], False),
 }
 
 
-@pytest.fixture
-def client_of_two_frontends(client: TestClient) -> Any:
-    with app_with(CORS_ORIGINS=f"{ORIGIN}, https://app.example.com") as other:
-        yield other
-
-
+@pytest.mark.usefixtures("client")
 @pytest.mark.parametrize(("audience", "accepted"), AUDIENCES.values(), ids=AUDIENCES)
-def test_audience_must_be_one_of_the_frontends_if_there_is_one(
-    client_of_two_frontends: TestClient, audience: object, accepted: bool
-) -> None:
-    response = get(client_of_two_frontends, signed(HS256, GOOD | {"aud": audience}))
+def test_audience_must_be_one_of_the_frontends_if_there_is_one(audience: object, accepted: bool) -> None:
+    with app_with(CORS_ORIGINS=f"{ORIGIN}, https://app.example.com") as app:
+        response = get(app, token(aud=audience))
     if accepted:
         assert response.status_code == 200
     else:
@@ -109,24 +84,19 @@ def test_audience_must_be_one_of_the_frontends_if_there_is_one(
 @pytest.mark.parametrize("claim", ["iat", "nbf"])
 def test_signing_clock_may_be_a_few_seconds_ahead(client: TestClient, claim: str) -> None:
     """Better Auth says when it signed, and may run on another machine."""
-    soon, later = (signed(HS256, GOOD | {claim: int(time.time()) + seconds}) for seconds in (3, 60))
+    soon, later = (signed(HS256, GOOD | {claim: int(time.time()) + seconds}) for seconds in (3, 15))
     assert get(client, soon).status_code == 200
     check_refused(get(client, later), "Token is not valid yet")
 
 
 def test_accepted_token_still_expires(client: TestClient, clock: Clock) -> None:
-    bearer = token(exp=int(time.time()) + 60)
-    assert get(client, bearer).status_code == 200
-    clock.forward(58)
-    assert get(client, bearer).status_code == 200
-    clock.forward(2)
-    check_refused(get(client, bearer), "Token has expired")
-
-
-@pytest.mark.parametrize(("seconds", "status"), [(1, 200), (0, 401), (-1, 401)])
-def test_token_expires_to_the_second(client: TestClient, clock: Clock, seconds: int, status: int) -> None:
     clock.forward(-(time.time() % 1))  # to the beginning of a second
-    assert get(client, token(exp=int(time.time()) + seconds)).status_code == status
+    bearer = token(exp=int(time.time()) + 60)
+    for seconds in (0, 59):
+        clock.forward(seconds)
+        assert get(client, bearer).status_code == 200
+    clock.forward(1)
+    check_refused(get(client, bearer), "Token has expired")
 
 
 # Bad tokens, and messages that name the mistake
@@ -142,10 +112,10 @@ def segment(value: object) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-def signed(header: object, payload: object, key: str = SECRET, digest: str = "sha256") -> str:
+def signed(header: object, payload: object) -> str:
     """A token with a true HMAC over whatever is in it."""
     head = f"{segment(header)}.{segment(payload)}"
-    return f"{head}.{segment(hmac.digest(key.encode(), head.encode(), digest))}"
+    return f"{head}.{segment(hmac.digest(SECRET.encode(), head.encode(), 'sha256'))}"
 
 
 HS256 = {"alg": "HS256", "typ": "JWT"}
@@ -153,19 +123,12 @@ GOOD = {"sub": "someone", "exp": SOON}
 EDDSA = ed25519.Ed25519PrivateKey.generate()
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
-PEM = RSA.public_key().public_bytes(
-    serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-)
-
-
 MISTAKES = {
     "session token": ("kLm3xZ0q8bN1", "Token is not a JWT"),
-    "undefined": ("undefined", "Token is not a JWT"),
     "four segments": (token() + ".x", "Token is not a JWT"),
     "expired": (token(exp=1), "Token has expired"),
     "not yet valid": (token(nbf=SOON), "Token is not valid yet"),
     "EdDSA, as Better Auth signs": (jwt.encode(GOOD, EDDSA, "EdDSA"), WRONG_ALGORITHM),
-    "another audience": (token(aud="x"), f"Token's audience is not {ORIGIN}"),
     "no exp": (signed(HS256, {"sub": "someone"}), "Token lacks a required claim"),
     "no sub": (signed(HS256, {"exp": SOON}), "Token lacks a required claim"),
     "another secret": (token(key="0" * 64), FORGED),
@@ -178,14 +141,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("bearer", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_message_tells_the_mistake(client: TestClient, bearer: str, message: str) -> None:
+def test_message_names_the_mistake(client: TestClient, bearer: str, message: str) -> None:
     check_refused(get(client, bearer), message)
 
 
 def test_refusal_is_logged_once_without_the_token(
     client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Many frontends leave the page on a 401 before anybody reads the message."""
+    """Many frontends leave the page on a 401, so that no one can read its message."""
     warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         for bearer in (token(exp=1), token(exp=2), "undefined", "null", jwt.encode(GOOD, EDDSA, "EdDSA")):
@@ -196,40 +159,18 @@ def test_refusal_is_logged_once_without_the_token(
     assert reasons == ["Token has expired", "Token is not a JWT", WRONG_ALGORITHM, "Not authenticated"]
 
 
-SCHEMES = {
-    "empty": "",
-    "no token": "Bearer",
-    "space for a token": "Bearer ",
-    "Basic": "Basic dXNlcjpwdw==",
-    "Token": "Token {}",
-    "no scheme": "{}",
+NO_TOKENS = {
+    "no header": {},
+    "no token": {"Authorization": "Bearer "},
+    "another scheme": {"Authorization": f"Basic {token()}"},
+    "no scheme": {"Authorization": token()},
+    "cookie": {"Cookie": f"token={token()}"},
 }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
-def test_other_schemes_are_no_token(client: TestClient, scheme: str) -> None:
-    response = client.get("/api/someone/tasks", headers={"Authorization": scheme.format(token())})
-    check_refused(response, "Not authenticated")
-
-
-def test_request_without_a_header_is_not_authenticated(client: TestClient) -> None:
-    check_refused(client.get("/api/someone/tasks"), "Not authenticated")
-
-
-@pytest.mark.parametrize("scheme", ["Bearer Bearer {}", "Bearer {}, Bearer {}"])
-def test_two_tokens_in_a_header_are_refused(client: TestClient, scheme: str) -> None:
-    response = client.get("/api/someone/tasks", headers={"Authorization": scheme.format(token(), token())})
-    check_error(response, 401, "unauthorized")
-
-
-def test_first_header_wins(client: TestClient) -> None:
-    headers = [("Authorization", f"Bearer {token()}"), ("Authorization", f"Bearer {token('other')}")]
-    codes = [client.get(f"/api/{name}/tasks", headers=headers).status_code for name in ("someone", "other")]
-    assert codes == [200, 403]
-
-
-def test_token_in_the_query_or_a_cookie_does_not_count(client: TestClient) -> None:
-    response = client.get(f"/api/someone/tasks?token={token()}", headers={"Cookie": f"token={token()}"})
+@pytest.mark.parametrize("headers", NO_TOKENS.values(), ids=NO_TOKENS)
+def test_only_a_bearer_token_in_the_header_counts(client: TestClient, headers: dict[str, str]) -> None:
+    response = client.get(f"/api/someone/tasks?token={token()}", headers=headers)
     check_refused(response, "Not authenticated")
 
 
@@ -237,26 +178,18 @@ def test_token_in_the_query_or_a_cookie_does_not_count(client: TestClient) -> No
 
 
 def spellings(user_id: str) -> dict[str, str]:
-    """Spellings of the id in a path: each looks like the id to some program, and none is it."""
+    """To some programs, each of these looks like the id."""
     return {
         "upper case": user_id.upper(),
-        "lower case": user_id.lower(),
-        "space before": f"%20{user_id}",
-        "space behind": f"{user_id}%20",
-        "plus": f"+{user_id}",
-        "tab": f"{user_id}%09",
-        "line break": f"{user_id}%0A",
+        "space": f"{user_id}%20",
         "NUL": f"{user_id}%00",
         "zero-width space": f"{user_id}%E2%80%8B",
-        "byte order mark": f"%EF%BB%BF{user_id}",
         "combining accent": quote(unicodedata.normalize("NFD", user_id)),
         "compatibility form": quote(unicodedata.normalize("NFKC", user_id)),
         "Turkish i": user_id.replace("i", quote("ı")),  # noqa: RUF001  (that is the point)
         "Cyrillic a": user_id.replace("a", quote("а")),  # noqa: RUF001  (so is that)
-        "full width": quote("".join(chr(ord(c) + 0xFEE0) if c in ascii_letters else c for c in user_id)),
         "slash": f"{user_id}%2F",
         "dots": f"x%2F..%2F{user_id}",
-        "semicolon": f"{user_id};v=1",
         "a part": quote(user_id[:-1]),
         "more": f"{quote(user_id)}A",
         "pattern": "%25",
@@ -274,18 +207,8 @@ def test_path_must_match_the_token_id_exactly(client: TestClient, kind: str) -> 
     assert user.titles() == ["Mine"]
 
 
-def test_encoded_id_in_the_path_is_the_same_id(client: TestClient) -> None:
-    user = UserClient(client, uuid.uuid4().hex)
-    user.create("Mine")
-    encoded = "".join(f"%{ord(letter):02X}" for letter in user.user_id)
-    assert client.get(f"/api/{encoded}/tasks", headers=user.headers).json()[0]["title"] == "Mine"
-
-
-def test_owner_comes_from_the_token(user: UserClient, another_user: UserClient) -> None:
+def test_owner_comes_from_the_token() -> None:
     """Even if the comparison with the path were wrong."""
-    user.create("Mine")
-    bob = UserPublic(id=another_user.user_id, email=None, created_at=None)
-    assert asyncio.run(get_current_owner(another_user.user_id, bob)) is bob.id
 
     class SameAsAnything(str):
         __slots__ = ()
@@ -294,11 +217,12 @@ def test_owner_comes_from_the_token(user: UserClient, another_user: UserClient) 
         def __ne__(self, _other: object) -> bool:
             return False
 
-    assert asyncio.run(get_current_owner(SameAsAnything(user.user_id), bob)) == another_user.user_id
+    user = UserPublic(id="ann", email=None, created_at=None)
+    assert asyncio.run(get_current_owner(SameAsAnything("bob"), user)) == "ann"
 
 
 def test_no_route_serves_another_users_path(user: UserClient, another_user: UserClient) -> None:
-    """All routes with parameters in their path, found by themselves: a new one cannot be forgotten."""
+    """All routes with parameters in their path, from /openapi.json: so new ones, too."""
     task = user.create()
     paths = user.client.get("/openapi.json").json()["paths"]
     routes = [(method.upper(), path) for path in paths if "{" in path for method in paths[path]]
@@ -308,9 +232,8 @@ def test_no_route_serves_another_users_path(user: UserClient, another_user: User
         url = path.replace("{user_id}", user.user_id)
         url = re.sub(r"{\w+}", str(task["id"]), url)
         body = {"title": "stolen", "user_id": another_user.user_id, "id": task["id"]}
-        check_error(
-            user.client.request(method, url, json=body, headers=another_user.headers), 403, "forbidden"
-        )
+        response = user.client.request(method, url, json=body, headers=another_user.headers)
+        check_error(response, 403, "forbidden")
         check_error(user.client.request(method, url, json=body), 401, "unauthorized")
     assert user("GET").json() == [task]
     assert another_user.titles() == []
@@ -323,25 +246,13 @@ def test_the_checks_come_in_the_order_401_403_404(user: UserClient, another_user
     assert user.client.get(path, headers=user.headers).status_code == 404
 
 
-def test_user_id_with_a_slash_is_not_found(user: UserClient) -> None:
-    """It would be another path: neither encoded nor as it is."""
-    for path in ("/api/some/one/tasks", "/api/some%2Fone/tasks"):
-        check_error(user.client.get(path, headers=user.headers), 404, "not_found")
-
-
 # Hostile tokens
 
 HOSTILE: dict[str, str] = {
-    "empty": "",
-    "one segment": "abc",
     "two segments": token().rpartition(".")[0],
-    "four segments": token() + ".x",
-    "five segments": token() + ".x.y",
     "signature stripped": token().rpartition(".")[0] + ".",
     "signature edited": token()[:-2] + ("AA" if token()[-2:] != "AA" else "BB"),
     "payload edited": ".".join([token().split(".")[0], segment({"sub": "x"}), token().split(".")[2]]),
-    "another secret": token(key="0" * 64),
-    "secret as text of a key": signed(HS256, GOOD, PEM.decode()),
     "HS384": jwt.encode(GOOD, SECRET, "HS384"),
     "HS512": jwt.encode(GOOD, SECRET, "HS512"),
     "RS256": jwt.encode(GOOD, RSA, "RS256"),
@@ -360,21 +271,11 @@ HOSTILE: dict[str, str] = {
     "non-ASCII": "ü" + token(),
     "more padding": token() + "====",
     "spaces inside": token().replace(".", " . "),
-    "for another audience": token(aud="someone else"),
+    "two tokens": f"{token()}, Bearer {token()}",
+    "Bearer twice": f"Bearer {token()}",
 }
 UNSIGNED: list[object] = ["none", "None", "NONE", "nOnE", "", None, 0, [], {}, ["HS256"]]
-OTHER: list[object] = [
-    "none",
-    "NONE",
-    "hs256",
-    "HS 256",
-    "RS256",
-    "ES256",
-    "EdDSA",
-    ["HS256"],
-    {"a": 1},
-    None,
-]
+OTHER: list[object] = ["none", "hs256", "HS 256", "RS256", "ES256", "EdDSA", ["HS256"], {"a": 1}, None]
 TIMES: list[object] = [None, "", "soon", [SOON], {}, -1, 0, math.nan, math.inf, -1e308, True]
 SUBJECTS: list[object] = ["", " ", "\t", None, 1, True, [], ["someone"], {}, "a\x00b", "\ud800", "x" * 256]
 HOSTILE |= {f"alg {alg!r} unsigned": f"{segment({'alg': alg})}.{segment(GOOD)}." for alg in UNSIGNED}
@@ -393,20 +294,17 @@ HOSTILE |= {
     }.items()
 }
 HOSTILE |= {f"exp {exp!r}": signed(HS256, {"sub": "someone", "exp": exp}) for exp in TIMES}
-HOSTILE |= {"exp an hour ago": token(exp=int(time.time()) - 3600)}
-HOSTILE |= {"iat in the future": token(iat=SOON), "nbf in the future": token(nbf=SOON)}
 HOSTILE |= {
     f"{name} {value!r}": signed(HS256, GOOD | {name: value})
     for name in ("iat", "nbf")
     for value in ("x", math.nan, math.inf)
 }
 HOSTILE |= {f"sub {sub!r}": signed(HS256, GOOD | {"sub": sub}) for sub in SUBJECTS}
-HOSTILE |= {f"without {name}": signed(HS256, {k: v for k, v in GOOD.items() if k != name}) for name in GOOD}
 
 
 @pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_tokens_are_refused(client: TestClient, hostile: str) -> None:
-    headers = {b"authorization": b"Bearer " + hostile.encode()}
-    response = client.get("/api/someone/tasks", headers=headers)
+    bearer = b"Bearer " + hostile.encode()
+    response = client.get("/api/someone/tasks", headers={b"authorization": bearer})
     check_error(response, 401, "unauthorized")
     assert response.headers["www-authenticate"] == "Bearer"

@@ -51,7 +51,7 @@ USER = "kf3RE1FJHOUvMJqXKjBJnFEP7boZdP9K"
 
 
 class BetterAuth:
-    """The keys' endpoint, how it behaves, and an app that trusts it."""
+    """A key server, and an app that trusts it."""
 
     client: TestClient
 
@@ -133,7 +133,7 @@ def app(server: BetterAuth, client: TestClient) -> Iterator[TestClient]:  # clie
 
 @pytest.fixture
 def better_auth(server: BetterAuth, app: TestClient, monkeypatch: pytest.MonkeyPatch) -> BetterAuth:
-    """The server as good as new, and an app that has not asked it for keys yet."""
+    """The server, reset, and an app that has not asked it for keys yet."""
     server.reset()
     server.client = app
     monkeypatch.setattr(auth, "key_ring", KeyRing(f"{server.origin}/api/auth"))
@@ -150,29 +150,9 @@ FORGED = "Token was changed, or signed with another secret or key"
 @pytest.mark.parametrize("alg", ["EdDSA", "ES256", "ES512", "PS256", "RS256"])
 def test_tokens_of_each_algorithm_are_accepted(better_auth: BetterAuth, alg: str) -> None:
     better_auth.rotate(alg)
-    assert better_auth.get(better_auth.token()).status_code == 200
-    assert better_auth.asked == 1
-
-
-USER_IDS = {"text": USER, "number": "1", "UUID": "0193e2b4-7c1c-7bd5-8c55-0e5a1a3c2f4e"}
-
-
-@pytest.mark.parametrize("user_id", USER_IDS.values(), ids=USER_IDS)
-def test_user_ids_of_each_kind_work(better_auth: BetterAuth, user_id: str) -> None:
-    bearer = better_auth.token(sub=user_id)
-    assert better_auth.get(bearer, f"/api/{user_id}/tasks").status_code == 200
-    check_error(better_auth.get(bearer, f"/api/{user_id}0/tasks"), 403, "forbidden")
-
-
-def test_request_for_tasks_is_one_round_trip(better_auth: BetterAuth) -> None:
-    bearer = better_auth.token()
-    assert better_auth.get(bearer).status_code == 200
     with counted() as cost:
-        assert better_auth.get(bearer).status_code == 200
-    assert cost() == 1
-
-
-def test_me_is_what_the_token_says(better_auth: BetterAuth) -> None:
+        assert better_auth.get(better_auth.token()).status_code == 200
+    assert (cost(), better_auth.asked) == (1, 1)
     me = better_auth.get(better_auth.token(), "/api/auth/me").json()
     assert (me["id"], me["email"], me["created_at"]) == (USER, "ann@example.com", None)
 
@@ -182,18 +162,13 @@ def test_token_with_our_own_issuer_is_refused(better_auth: BetterAuth) -> None:
     check_refused(response, f"Token's issuer is not {better_auth.origin}")
 
 
-@pytest.mark.parametrize("path", ["register", "signup", "login", "signin", "logout", "password"])
-def test_no_built_in_accounts(better_auth: BetterAuth, path: str) -> None:
-    check_error(better_auth.client.post(f"/api/auth/{path}"), 404, "not_found")
-    assert f"/api/auth/{path}" not in better_auth.client.get("/openapi.json").json()["paths"]
-
-
-def test_account_cannot_be_deleted_here(better_auth: BetterAuth) -> None:
+def test_built_in_accounts_and_demo_are_off(better_auth: BetterAuth) -> None:
+    paths = better_auth.client.get("/openapi.json").json()["paths"]
+    for path in ("register", "signup", "login", "signin", "logout", "password"):
+        check_error(better_auth.client.post(f"/api/auth/{path}"), 404, "not_found")
+        assert f"/api/auth/{path}" not in paths
     check_error(better_auth.client.delete("/api/auth/me"), 405, "method_not_allowed")
-    assert list(better_auth.client.get("/openapi.json").json()["paths"]["/api/auth/me"]) == ["get"]
-
-
-def test_demo_is_off_with_better_auth(better_auth: BetterAuth) -> None:
+    assert list(paths["/api/auth/me"]) == ["get"]
     check_error(better_auth.client.get("/demo"), 404, "not_found")
     assert better_auth.client.get("/").json() == {"message": "Todo API is running", "docs": "/docs"}
 
@@ -203,7 +178,7 @@ def test_browsers_may_call_from_the_origin_of_better_auth(better_auth: BetterAut
     assert response.headers["access-control-allow-origin"] == better_auth.origin
 
 
-def test_base_path_is_where_the_keys_are(better_auth: BetterAuth) -> None:
+def test_keys_are_fetched_below_the_base_path(better_auth: BetterAuth) -> None:
     better_auth.path = "/sign-in/jwks"
     with app_with(BETTER_AUTH_URL=f"{better_auth.origin}/sign-in/", CORS_ORIGINS="") as client:
         better_auth.client = client
@@ -215,52 +190,27 @@ def test_base_path_is_where_the_keys_are(better_auth: BetterAuth) -> None:
 
 
 CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
-    "exp a second ago": ({"exp": -1}, "Token has expired"),
-    "iat in a minute": ({"iat": 60}, "Token is not valid yet"),
-    "nbf in 10 s": ({"nbf": 10}, "Token is not valid yet"),
     "another issuer": ({"iss": "http://elsewhere.example"}, "Token's issuer is not {}"),
     "another audience": ({"aud": "http://elsewhere.example"}, "Token's audience is not {}"),
-    "no sub": ({"sub": None}, "Token lacks a required claim"),
-    "no exp": ({"exp": None}, "Token lacks a required claim"),
     "no iss": ({"iss": None}, "Token lacks a required claim"),
     "no aud": ({"aud": None}, "Token lacks a required claim"),
-    "sub of a space": ({"sub": " "}, "The sub of the token is not a user id"),
+    "expired": ({"exp": 1}, "Token has expired"),
 }
 
 
-def at(claims: dict[str, Any]) -> dict[str, Any]:
-    """With times, which the tables have in seconds from now."""
-    now = int(time.time())
-    return {name: now + value if isinstance(value, int) else value for name, value in claims.items()}
-
-
 @pytest.mark.parametrize(("changes", "message"), CLAIMS.values(), ids=CLAIMS)
-def test_claims_are_checked_and_the_message_tells_which(
+def test_claims_are_checked_and_the_message_names_the_mistake(
     better_auth: BetterAuth, changes: dict[str, Any], message: str
 ) -> None:
-    claims = better_auth.claims() | at(changes)
+    claims = better_auth.claims(**changes)
     bearer = better_auth.keys[0].sign({name: value for name, value in claims.items() if value is not None})
     check_refused(better_auth.get(bearer), message.format(better_auth.origin))
-
-
-@pytest.mark.parametrize("changes", [{"iat": 3}, {"nbf": 3}], ids=lambda claims: next(iter(claims)))
-def test_clocks_may_differ_by_a_few_seconds(better_auth: BetterAuth, changes: dict[str, Any]) -> None:
-    assert better_auth.get(better_auth.token(**at(changes))).status_code == 200
-
-
-def test_accepted_token_still_expires(better_auth: BetterAuth, clock: Clock) -> None:
-    bearer = better_auth.token()
-    assert better_auth.get(bearer).status_code == 200
-    clock.forward(898)
-    assert better_auth.get(bearer).status_code == 200
-    clock.forward(2)
-    check_refused(better_auth.get(bearer), "Token has expired")
 
 
 # Which keys count, and when they are fetched
 
 
-def test_rotated_key_is_accepted_on_its_first_use_and_so_is_the_next(better_auth: BetterAuth) -> None:
+def test_each_rotated_key_is_accepted_on_its_first_use(better_auth: BetterAuth) -> None:
     for _ in range(4):
         assert better_auth.get(better_auth.token()).status_code == 200
         better_auth.rotate()
@@ -296,10 +246,10 @@ def test_known_keys_work_while_server_is_down(
         assert better_auth.get(better_auth.token(hour=hour)).status_code == 200
     check_unavailable(better_auth.get(Key().sign(better_auth.claims())))
     assert f"No keys from {better_auth.origin}/api/auth/jwks: " in caplog.text
-    assert better_auth.asked == 1 + 24  # once an hour: nobody waits for a server that has just failed
+    assert better_auth.asked == 1 + 24  # once an hour: a server that has just failed is not asked again
 
 
-def test_server_that_is_back_is_asked_again_after_ten_seconds(better_auth: BetterAuth, uptime: Clock) -> None:
+def test_failed_server_is_asked_again_after_ten_seconds(better_auth: BetterAuth, uptime: Clock) -> None:
     working = better_auth.response
     better_auth.response = lambda: (500, b"")
     bearer = better_auth.token()
@@ -330,19 +280,14 @@ def test_flood_delays_a_rotated_key_ten_seconds_at_most(better_auth: BetterAuth,
     assert better_auth.get(bearer).status_code == 200
 
 
-def together(better_auth: BetterAuth, bearers: list[str]) -> list[Any]:
-    with ThreadPoolExecutor(len(bearers)) as pool:
-        return list(pool.map(better_auth.get, bearers))
-
-
 def be_patient(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let the app wait for keys for a minute, since this machine may be slow; returns its key ring."""
+    """The app waits a minute for keys, since this machine may be slow; returns its key ring."""
     ring = auth.key_ring
     monkeypatch.setattr(ring, "TIMEOUT", 60)
     return ring
 
 
-def test_many_who_need_a_new_key_cost_one_fetch(
+def test_many_requests_that_need_a_new_key_share_one_fetch(
     better_auth: BetterAuth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring = be_patient(monkeypatch)
@@ -358,7 +303,7 @@ def test_many_who_need_a_new_key_cost_one_fetch(
 
 
 def test_empty_key_list_is_valid(better_auth: BetterAuth) -> None:
-    """It lists none between the end of the old keys and the first use of a new one."""
+    """Better Auth has none between the end of the old keys and the first use of a new one."""
     better_auth.response = lambda: (200, b'{"keys": []}')
     check_refused(better_auth.get(better_auth.token()), UNKNOWN_KEY)
 
@@ -369,20 +314,20 @@ def test_empty_key_list_is_valid(better_auth: BetterAuth) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("drips", [False, True], ids=["silent", "dripping"])
 def test_hanging_server_costs_one_timeout_for_all(better_auth: BetterAuth, drips: bool) -> None:
-    """Nobody waits for one timeout after the other. One that sends a byte now and then hangs as well."""
+    """No request waits for two timeouts. A server that only sends a byte now and then hangs, too."""
     better_auth.drips = drips
     better_auth.awake.clear()
     bearers = [better_auth.token(n=number) for number in range(50)]
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(50) as pool:
         try:
-            for response in pool.submit(together, better_auth, bearers).result(timeout=15):
+            for response in pool.map(better_auth.get, bearers, timeout=15):
                 check_unavailable(response)
         finally:
             better_auth.awake.set()
     assert better_auth.asked == 1
 
 
-def test_nobody_else_waits_while_the_server_hangs(
+def test_other_requests_do_not_wait_while_the_server_hangs(
     better_auth: BetterAuth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_patient(monkeypatch)
@@ -398,7 +343,7 @@ def test_nobody_else_waits_while_the_server_hangs(
         check_refused(waiting.result(), UNKNOWN_KEY)
 
 
-def test_nobody_waits_while_a_known_key_is_looked_up_again(
+def test_tokens_with_a_known_key_do_not_wait_while_the_keys_are_refreshed(
     better_auth: BetterAuth, uptime: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     be_patient(monkeypatch)
@@ -417,17 +362,11 @@ NONSENSE = {
     "HTML": (200, b"<!doctype html>"),
     "not UTF-8": (200, b"\xff\xfe"),
     "array": (200, b"[]"),
-    "null": (200, b"null"),
     "no keys": (200, b"{}"),
-    "keys null": (200, b'{"keys": null}'),
     "keys of text": (200, b'{"keys": ["x"]}'),
-    "keys a number": (200, b'{"keys": 1}'),
     "unusable keys": (200, b'{"keys": [{"kty": "OKP"}]}'),
     "404": (404, b"{}"),
-    "500": (500, b"oops"),
-    "429": (429, b"{}"),
     "redirect": (302, b""),
-    "cut short": (200, b'{"keys": ['),
     "too deep": (200, b"[" * 100_000),
 }
 
@@ -445,7 +384,7 @@ def test_bad_key_response_is_a_logged_503(
 
 
 def test_tokens_signed_with_the_shared_secret_are_refused(better_auth: BetterAuth) -> None:
-    """Not even Better Auth's own: those of e-mail verification and of its cookie cache are HS256."""
+    """Not even Better Auth's own: it signs email verifications and its cookie cache with HS256."""
     claims = better_auth.claims()
     public = better_auth.keys[0].private.public_key()
     public_bytes = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
@@ -458,43 +397,19 @@ def test_tokens_signed_with_the_shared_secret_are_refused(better_auth: BetterAut
 
 def test_algorithm_and_key_must_belong_together(better_auth: BetterAuth) -> None:
     better_auth.rotate("PS256")
-    check_refused(
-        better_auth.get(better_auth.keys[0].sign(better_auth.claims(), alg="RS256")), WRONG_ALGORITHM
-    )
-    forged = Key("EdDSA")
-    forged.kid = better_auth.keys[0].kid
-    check_refused(better_auth.get(better_auth.token(forged)), WRONG_ALGORITHM)
-    forged = Key("EdDSA")
-    forged.kid = better_auth.keys[1].kid
-    check_refused(better_auth.get(better_auth.token(forged)), FORGED)
+    pss, eddsa = better_auth.keys
+    check_refused(better_auth.get(pss.sign(better_auth.claims(), alg="RS256")), WRONG_ALGORITHM)
+    check_refused(better_auth.get(Key().sign(better_auth.claims(), kid=pss.kid)), WRONG_ALGORITHM)
+    check_refused(better_auth.get(Key().sign(better_auth.claims(), kid=eddsa.kid)), FORGED)
 
 
-def test_edited_signature_is_invalid(better_auth: BetterAuth) -> None:
-    check_refused(better_auth.get(better_auth.token()[:-8] + "AAAAAAAA"), FORGED)
-
-
-def test_symmetric_key_in_the_list_is_no_key(better_auth: BetterAuth) -> None:
+def test_symmetric_key_in_the_list_is_not_used(better_auth: BetterAuth) -> None:
     octets = jwt.utils.base64url_encode(b"0" * 32).decode()
     body = {"keys": [{"kty": "oct", "alg": "HS256", "kid": "o", "k": octets}, better_auth.keys[0].jwk]}
     better_auth.response = lambda: (200, json.dumps(body).encode())
     bearer = jwt.encode(better_auth.claims(), b"0" * 32, "HS256", {"kid": "o"})
     check_refused(better_auth.get(bearer), WRONG_ALGORITHM)
     assert better_auth.get(better_auth.token()).status_code == 200
-
-
-KIDS = {
-    "empty": "",
-    "path": "../../../../etc/passwd",
-    "SQL": "' OR 1=1 --",
-    "URL": "http://127.0.0.1:1/keys",
-    "long": "x" * 5000,
-    "NUL": "\x00",
-}
-
-
-@pytest.mark.parametrize("kid", KIDS.values(), ids=KIDS)
-def test_odd_kids_are_unknown_keys(better_auth: BetterAuth, kid: str) -> None:
-    check_refused(better_auth.get(better_auth.keys[0].sign(better_auth.claims(), kid=kid)), UNKNOWN_KEY)
 
 
 def with_header(header: dict[str, Any], key: Key, claims: dict[str, Any]) -> str:
@@ -504,18 +419,23 @@ def with_header(header: dict[str, Any], key: Key, claims: dict[str, Any]) -> str
     return ".".join([*head, jwt.utils.base64url_encode(signature).decode()])
 
 
-@pytest.mark.parametrize("kid", [1, None, ["x"], {"x": 1}, True], ids=repr)
-def test_kids_of_other_types_are_refused(better_auth: BetterAuth, kid: Any) -> None:
-    bearer = with_header({"alg": "EdDSA", "kid": kid}, better_auth.keys[0], better_auth.claims())
+KIDS: dict[str, dict[str, Any]] = {
+    "missing": {},
+    "empty": {"kid": ""},
+    "path": {"kid": "../../../../etc/passwd"},
+    "number": {"kid": 1},
+    "null": {"kid": None},
+    "list": {"kid": ["x"]},
+}
+
+
+@pytest.mark.parametrize("header", KIDS.values(), ids=KIDS)
+def test_odd_kids_are_refused(better_auth: BetterAuth, header: dict[str, Any]) -> None:
+    bearer = with_header({"alg": "EdDSA"} | header, better_auth.keys[0], better_auth.claims())
     check_error(better_auth.get(bearer), 401, "unauthorized")
 
 
-def test_missing_kid_is_an_unknown_key(better_auth: BetterAuth) -> None:
-    bearer = with_header({"alg": "EdDSA"}, better_auth.keys[0], better_auth.claims())
-    check_refused(better_auth.get(bearer), UNKNOWN_KEY)
-
-
-def test_keys_that_a_token_brings_along_are_not_used(better_auth: BetterAuth) -> None:
+def test_keys_in_the_token_itself_are_not_used(better_auth: BetterAuth) -> None:
     forged = Key()
     elsewhere = BetterAuth()
     elsewhere.keys = [forged]
@@ -533,15 +453,8 @@ def test_keys_that_a_token_brings_along_are_not_used(better_auth: BetterAuth) ->
     elsewhere.close()
 
 
-def test_unknown_critical_extensions_are_refused(better_auth: BetterAuth) -> None:
-    header = {"alg": "EdDSA", "kid": better_auth.keys[0].kid, "crit": ["x"], "x": 1}
-    bearer = with_header(header, better_auth.keys[0], better_auth.claims())
-    check_refused(better_auth.get(bearer), "Token is invalid")
-
-
 @pytest.mark.slow
-def test_real_server_needs_the_url_alone(tmp_path: Path) -> None:
-    """No secret, in production."""
+def test_real_server_in_production_needs_only_the_url(tmp_path: Path) -> None:
     keys = BetterAuth()
     settings = {"ENVIRONMENT": "production", "DATABASE_URL": "sqlite:///x.db", "BETTER_AUTH_URL": keys.origin}
     with serving(copy_project(tmp_path), **settings) as server:
