@@ -265,7 +265,7 @@ def test_refused_change_of_password_changes_nothing(ann: Account) -> None:
 
 
 def test_only_one_of_simultaneous_password_changes_succeeds(ann: Account) -> None:
-    """Otherwise a thief's token could survive the change by the owner."""
+    """Otherwise an attacker's token could survive the owner's change."""
     bearer = ann.login()
     new = [f"new password {number}" for number in range(8)]
     with ThreadPoolExecutor(8) as pool:

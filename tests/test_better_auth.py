@@ -170,12 +170,7 @@ def test_built_in_accounts_and_demo_are_off(better_auth: BetterAuth) -> None:
     check_error(better_auth.client.delete("/api/auth/me"), 405, "method_not_allowed")
     assert list(paths["/api/auth/me"]) == ["get"]
     check_error(better_auth.client.get("/demo"), 404, "not_found")
-    assert better_auth.client.get("/").json() == {"message": "Todo API is running", "docs": "/docs"}
-
-
-def test_browsers_may_call_from_the_origin_of_better_auth(better_auth: BetterAuth) -> None:
-    response = better_auth.client.get("/", headers={"Origin": better_auth.origin})
-    assert response.headers["access-control-allow-origin"] == better_auth.origin
+    assert "demo" not in better_auth.client.get("/").json()
 
 
 def test_keys_are_fetched_below_the_base_path(better_auth: BetterAuth) -> None:
@@ -183,8 +178,8 @@ def test_keys_are_fetched_below_the_base_path(better_auth: BetterAuth) -> None:
     with app_with(BETTER_AUTH_URL=f"{better_auth.origin}/sign-in/", CORS_ORIGINS="") as client:
         better_auth.client = client
         assert better_auth.get(better_auth.token()).status_code == 200
-        elsewhere = f"{better_auth.origin}/sign-in"
-        response = better_auth.get(better_auth.token(iss=elsewhere, aud=elsewhere))
+        url = f"{better_auth.origin}/sign-in"
+        response = better_auth.get(better_auth.token(iss=url, aud=url))
         assert check_error(response, 401, "unauthorized").startswith("Token's issuer is not")
         assert f"{better_auth.origin}/sign-in/token" in client.get("/openapi.json").text
 
@@ -358,7 +353,7 @@ def test_tokens_with_a_known_key_do_not_wait_while_the_keys_are_refreshed(
         assert first.result().status_code == 200
 
 
-NONSENSE = {
+BAD_RESPONSES = {
     "HTML": (200, b"<!doctype html>"),
     "not UTF-8": (200, b"\xff\xfe"),
     "array": (200, b"[]"),
@@ -371,11 +366,11 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
+@pytest.mark.parametrize("bad", BAD_RESPONSES.values(), ids=BAD_RESPONSES)
 def test_bad_key_response_is_a_logged_503(
-    better_auth: BetterAuth, caplog: pytest.LogCaptureFixture, nonsense: tuple[int, bytes]
+    better_auth: BetterAuth, caplog: pytest.LogCaptureFixture, bad: tuple[int, bytes]
 ) -> None:
-    better_auth.response = lambda: nonsense
+    better_auth.response = lambda: bad
     check_unavailable(better_auth.get(better_auth.token()))
     assert f"No keys from {better_auth.origin}/api/auth/jwks: " in caplog.text
 
@@ -436,21 +431,19 @@ def test_odd_kids_are_refused(better_auth: BetterAuth, header: dict[str, Any]) -
 
 
 def test_keys_in_the_token_itself_are_not_used(better_auth: BetterAuth) -> None:
-    forged = Key()
-    elsewhere = BetterAuth()
-    elsewhere.keys = [forged]
+    forged, attacker = Key(), BetterAuth()
+    attacker.keys = [forged]
     for header in (
         {"jwk": forged.jwk},
-        {"jku": f"{elsewhere.origin}/api/auth/jwks"},
-        {"x5u": f"{elsewhere.origin}/api/auth/jwks"},
+        {"jku": f"{attacker.origin}/api/auth/jwks"},
+        {"x5u": f"{attacker.origin}/api/auth/jwks"},
         {"x5c": ["AAAA"]},
     ):
         check_refused(better_auth.get(forged.sign(better_auth.claims(), **header)), UNKNOWN_KEY)
-        known = better_auth.keys[0].kid
-        bearer = forged.sign(better_auth.claims(), **header, kid=known)
-        check_refused(better_auth.get(bearer), FORGED)
-    assert elsewhere.asked == 0
-    elsewhere.close()
+        known = forged.sign(better_auth.claims(), **header, kid=better_auth.keys[0].kid)
+        check_refused(better_auth.get(known), FORGED)
+    assert attacker.asked == 0
+    attacker.close()
 
 
 @pytest.mark.slow
