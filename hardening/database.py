@@ -54,9 +54,7 @@ def add_time_limit(_connection: object, cursor: Any, sql: str, values: Any, *_: 
     if sql.startswith("ROLLBACK TO"):  # a failed transaction accepts nothing else
         return sql, values
     limit = f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT * 1000:.0f}"
-    if (
-        cursor.name
-    ):  # for rows in parts, psycopg2 puts a DECLARE before the statement: so the limit goes ahead
+    if cursor.name:  # rows in parts: psycopg2 puts a DECLARE before the statement, so the limit goes ahead
         with cursor.connection.cursor() as another:
             another.execute(limit)
         return sql, values
