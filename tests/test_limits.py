@@ -94,7 +94,6 @@ CLIENTS = {
     "IPv6, another /64": ("2001:db8:1:2::1", "2001:db8:1:3::1", 401),
     "IPv4, also in IPv6": ("::ffff:192.0.2.1", "192.0.2.1", 429),
     "IPv4 in IPv6, another": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", 401),
-    "no address, as with a Unix socket": ("testclient", "testclient", 429),
 }
 
 
