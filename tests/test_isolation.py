@@ -80,7 +80,7 @@ class Mark(Model, table=True):
 
 
 class Bookmark(Model, table=True):
-    """A link table whose foreign keys do not carry the user_id, so that Bob's rows can hang on Ann's."""
+    """A link table whose foreign keys do not carry the user_id, so that Bob's rows can refer to Ann's."""
 
     __tablename__ = "references"  # a reserved word
 
@@ -147,7 +147,7 @@ task_title: Any = Task.title
 
 
 def rows(*, of_bob: bool) -> list[list[SQLModel]]:
-    """Ann has a task with a tag and labels. Bob has the same, and some of his rows hang on Ann's task."""
+    """Ann has a task with a tag and labels. Bob has the same, and some of his rows refer to Ann's task."""
     anns = [Task(id=1, user_id=ANN, title="ann's task"), Label(id=1, user_id=ANN, name="ann's label")]
     bobs = [Task(id=2, user_id=BOB, title="bob's task"), Label(id=2, user_id=BOB, name="bob's label")]
     below_anns = [
@@ -275,7 +275,7 @@ def anns_task(session: Session) -> Task:
 
 
 def every(session: Session, relationship: str, option: Any = None) -> Any:
-    """What hangs on Ann's task."""
+    """What refers to Ann's task."""
     options = [option] if option else []
     return list(
         getattr(session.exec(select(Task).where(mine).options(*options)).unique().one(), relationship)
