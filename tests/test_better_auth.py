@@ -341,7 +341,7 @@ def test_other_requests_do_not_wait_while_the_server_hangs(
 def test_tokens_with_a_known_key_do_not_wait_while_the_keys_are_refreshed(
     better_auth: BetterAuth, uptime: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    be_patient(monkeypatch)
+    ring = be_patient(monkeypatch)
     assert better_auth.get(better_auth.token()).status_code == 200
     uptime.forward(3601)
     better_auth.awake.clear()
@@ -349,6 +349,7 @@ def test_tokens_with_a_known_key_do_not_wait_while_the_keys_are_refreshed(
         first = pool.submit(better_auth.get, better_auth.token(n=1))
         until(lambda: better_auth.asked == 2)
         assert better_auth.get(better_auth.token(n=2)).status_code == 200
+        assert ring.fetching.locked()
         better_auth.awake.set()
         assert first.result().status_code == 200
 
