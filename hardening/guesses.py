@@ -86,7 +86,7 @@ def add(counts: list[Count]) -> list[float]:
 
 def subtract(counts: list[Count], window_ends: list[float]) -> None:
     for count, end in zip(counts, window_ends, strict=True):
-        if time.time() < end - 1:  # else the next minute may have begun, with a count of its own
+        if time.time() < end - 1:  # else the next window may have begun. (Redis rounds to seconds.)
             settings.rate_limit_storage.hit(*count, cost=-1)
 
 

@@ -56,7 +56,7 @@ def another_user(client: TestClient) -> "UserClient":
 class UserClient:
     """A user with a token, which needs no account.
 
-    `user("GET", "/1")` sends a request for tasks, and `user.create("Milk")` makes one.
+    `user("GET", "/1")` sends a request for tasks, and `user.create("Milk")` creates one.
     """
 
     def __init__(self, client: TestClient, user_id: str) -> None:
